@@ -1,0 +1,103 @@
+"""What a site knows of its labels (LabelState), apart from the truth (Oracle)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MISSING, OBSERVED, CORRECTED, PSEUDO = range(4)
+STATUS_NAMES = ("missing", "observed", "corrected", "pseudo")
+
+
+class LabelState:
+    """The labels of one client, N images by C classes.
+
+    Attributes:
+        observed: (N, C) float32, 0 or 1 as the annotator wrote it, NaN where not annotated; read-only.
+        annotated: (N, C) bool, True where somebody looked; read-only.
+        target: (N, C) float32 in [0, 1], what training fits; 0 where weight is 0.
+        weight: (N, C) float32 in [0, 1], 0 where nothing is known.
+        status: (N, C) uint8, one of MISSING, OBSERVED, CORRECTED, PSEUDO.
+
+    ``target``, ``weight`` and ``status`` change through :meth:`correct` alone.
+    """
+
+    def __init__(self, observed: np.ndarray) -> None:
+        self.observed = np.array(observed, dtype=np.float32)
+        self.annotated = ~np.isnan(self.observed)
+        self._target = np.where(self.annotated, self.observed, 0).astype(np.float32)
+        self._weight = self.annotated.astype(np.float32)
+        self._status = np.where(self.annotated, OBSERVED, MISSING).astype(np.uint8)
+        self.observed.flags.writeable = self.annotated.flags.writeable = False
+
+    @property
+    def target(self) -> np.ndarray:
+        return _read_only(self._target)
+
+    @property
+    def weight(self) -> np.ndarray:
+        return _read_only(self._weight)
+
+    @property
+    def status(self) -> np.ndarray:
+        return _read_only(self._status)
+
+    @property
+    def annotated_classes(self) -> np.ndarray:
+        """(C,) bool: classes with at least one annotated cell."""
+        return self.annotated.any(axis=0)
+
+    def correct(
+        self, cells: np.ndarray, values: np.ndarray, *, weight: float | np.ndarray = 1.0
+    ) -> None:
+        """Write ``values`` into the chosen cells and note where they came from.
+
+        Args:
+            cells: (N, C) bool, the cells to change.
+            values: (N, C), read at ``cells`` only; each in [0, 1].
+            weight: a number or (N, C) array in [0, 1].
+
+        Raises:
+            ValueError: a value or weight at ``cells`` is outside [0, 1] or not a number.
+        """
+        values = np.broadcast_to(np.asarray(values, dtype=np.float32), cells.shape)[cells]
+        weight = np.broadcast_to(np.asarray(weight, dtype=np.float32), cells.shape)[cells]
+        for name, array in (("value", values), ("weight", weight)):
+            if not ((array >= 0) & (array <= 1)).all():
+                raise ValueError(f"label {name} outside [0, 1]")
+        self._target[cells], self._weight[cells] = values, weight
+        kept = self.annotated[cells] & (values == self.observed[cells])
+        annotated = np.where(kept, OBSERVED, CORRECTED)
+        self._status[cells] = np.where(self.annotated[cells], annotated, PSEUDO)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return copies of the arrays that change, for a checkpoint."""
+        return {name: getattr(self, name).copy() for name in ("target", "weight", "status")}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what :meth:`state` returned."""
+        for name in ("target", "weight", "status"):
+            getattr(self, f"_{name}")[:] = state[name]
+
+
+class Oracle:
+    """The truth of a simulation. Held by the evaluator alone; nothing that trains may reach it."""
+
+    def __init__(self, true: np.ndarray, noisy: np.ndarray) -> None:
+        """Take the labels of all images: ``true`` (N, C) and ``noisy`` (N, C) before masking."""
+        self._true = np.array(true, dtype=np.float32)
+        self._noisy = np.array(noisy, dtype=np.float32)
+
+    def true(self, rows: np.ndarray) -> np.ndarray:
+        """True labels of the given images, NaN where the files give none."""
+        return self._true[rows]
+
+    def noise(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, C) bool: cells whose observed value would differ from the true one."""
+        true, noisy = self._true[rows], self._noisy[rows]
+        return (true != noisy) & ~np.isnan(true) & ~np.isnan(noisy)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
