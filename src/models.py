@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils_.augment import Augmenter
 from utils_.errors import UserError, nearest
+from utils_.rng import derive_seed
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0")
 MODELS = ("small", *TORCHVISION)
+PREDICT_BATCH = 256
 
 
 class ResidualBlock(nn.Module):
@@ -50,3 +54,188 @@ class SmallNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where one named tensor lies in the flat vector."""
+
+    name: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+    def view(self, vector: Tensor) -> Tensor:
+        """The tensor inside ``vector``; convolution kernels lie there in channels-last order."""
+        flat = vector[self.start : self.stop]
+        if len(self.shape) != 4:
+            return flat.view(self.shape)
+        out, channels, height, width = self.shape
+        return flat.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+
+class FlatModel:
+    """A module whose float parameters and buffers are views of one vector.
+
+    Attributes:
+        module: the network; its tensors share memory with ``vector``.
+        vector: (P,) float32, parameters first, then float buffers (BatchNorm statistics).
+            Integer buffers are left out: they are never sent or averaged.
+        parameters: the first part of ``vector`` as one leaf tensor, for the optimiser.
+        slices: where each named tensor lies.
+    """
+
+    def __init__(self, module: nn.Module, *, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.module = module.to(self.device)
+        named = list(module.named_parameters())
+        self.parameter_count = sum(p.numel() for _, p in named)
+        named += [(n, b) for n, b in module.named_buffers() if b.is_floating_point()]
+        self.slices: list[Slice] = []
+        start = 0
+        for name, tensor in named:
+            self.slices.append(Slice(name, start, start + tensor.numel(), tuple(tensor.shape)))
+            start += tensor.numel()
+        self.vector = torch.zeros(start, device=self.device)
+        self.parameters = self.vector[: self.parameter_count].detach().requires_grad_()
+        self.parameters.grad = torch.zeros_like(self.parameters)
+        for piece, (_, tensor) in zip(self.slices, named, strict=True):
+            view = piece.view(self.vector)
+            view.copy_(tensor.detach())
+            tensor.data = view
+            if isinstance(tensor, nn.Parameter):
+                tensor.grad = piece.view(self.parameters.grad)
+
+    @property
+    def gradient(self) -> Tensor:
+        """(parameter_count,) the gradient, in the order of ``vector``."""
+        return self.parameters.grad
+
+    @property
+    def buffers(self) -> Tensor:
+        """The float buffers as a slice of ``vector``."""
+        return self.vector[self.parameter_count :]
+
+    def load(self, vector: Tensor) -> None:
+        """Copy a (P,) vector into the model."""
+        self.vector.copy_(vector)
+
+    def snapshot(self) -> Tensor:
+        """Return a copy of ``vector`` on the CPU."""
+        return self.vector.detach().to("cpu", copy=True)
+
+    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return ``vector`` as a state dict of contiguous tensors, ready for a file."""
+        return {piece.name: piece.view(vector).contiguous() for piece in self.slices}
+
+    def pack(self, state: dict[str, Tensor]) -> Tensor:
+        """Inverse of :meth:`unpack`; raises KeyError where a tensor is absent."""
+        vector = torch.empty(self.vector.numel())
+        for piece in self.slices:
+            piece.view(vector).copy_(state[piece.name])
+        return vector
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a normalised batch, in bf16 autocast where the device is a GPU."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return self.module(images).float()
+
+    @torch.no_grad()
+    def predict(self, images: np.ndarray, rows: np.ndarray, *, augmenter: Augmenter) -> np.ndarray:
+        """Probabilities of un-augmented images, in evaluation mode.
+
+        Args:
+            images: (M, H, W, 3) uint8 array, memory-mapped or not.
+            rows: (n,) the images to score.
+
+        Returns:
+            (n, C) float32 in [0, 1].
+        """
+        self.module.eval()
+        parts = []
+        for start in range(0, len(rows), PREDICT_BATCH):
+            batch = torch.from_numpy(images[rows[start : start + PREDICT_BATCH]]).to(self.device)
+            parts.append(self.forward(augmenter.plain(batch)).sigmoid().cpu())
+        self.module.train()
+        return torch.cat(parts).numpy()
+
+    def optimizer(self, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """A fresh AdamW over the flat parameters: one fused kernel a step."""
+        return torch.optim.AdamW([self.parameters], lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def build_module(name: str, *, classes: int, weights: str, seed: int) -> nn.Module:
+    """Build a backbone with a linear head of ``classes`` logits.
+
+    Args:
+        name: one of :data:`MODELS`.
+        weights: ``none``, ``imagenet`` (torchvision only) or a .safetensors/.pt file.
+        seed: initial weights depend on it and on nothing else.
+
+    Raises:
+        UserError: the weights cannot be fetched, read or matched.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model", name))
+        if name == "small":
+            module = SmallNet(classes)
+        else:
+            module = _torchvision(name, classes, weights == "imagenet")
+    if weights == "imagenet" and name == "small":
+        raise UserError("--weights imagenet: model 'small' has no such weights; use --weights none")
+    if weights not in ("none", "imagenet"):
+        _load_file(module, Path(weights))
+    return module
+
+
+def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
+    import torchvision.models
+
+    try:
+        module = getattr(torchvision.models, name)(weights="DEFAULT" if pretrained else None)
+    except OSError as error:  # no network, or a cache folder that cannot be written
+        raise UserError(
+            f"--weights imagenet: cannot fetch the weights of {name} ({error}); "
+            "download them by hand and pass --weights FILE, or use --weights none"
+        ) from error
+    attribute = {"resnet": "fc", "densen": "classifier", "effici": "classifier"}[name[:6]]
+    old = getattr(module, attribute)
+    if isinstance(old, nn.Sequential):
+        old[-1] = nn.Linear(old[-1].in_features, classes)
+    else:
+        setattr(module, attribute, nn.Linear(old.in_features, classes))
+    return module
+
+
+def _load_file(module: nn.Module, path: Path) -> None:
+    """Load what fits by name and shape; the head of another task is left at its start."""
+    state = _read_state(path)
+    own = module.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    expected = [name for name, _ in module.named_parameters()][:-2]  # all but the head
+    absent = [name for name in expected if name not in fitting]
+    if absent:
+        raise UserError(
+            f"--weights {path}: does not fit this model, {len(absent)} of {len(expected)} tensors "
+            f"are absent or of another shape (first: {absent[0]}); choose the --model it is for"
+        )
+    module.load_state_dict(fitting, strict=False)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        hint = nearest(str(path), ("none", "imagenet"))
+        raise UserError(f"--weights {path}: no such file; {hint}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state.get("state_dict", state)
+    except Exception as error:  # any reader's complaint means the same to the user
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(
+            f"--weights {path}: cannot be read as a state dict ({reason}); "
+            "give a .safetensors file or a .pt file saved with torch.save(state_dict)"
+        ) from error

@@ -1,0 +1,34 @@
+"""Methods are found by their file names: ``src/methods/<name>.py`` holds one Method class."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+from src.methods.base import Method
+from utils_.errors import UserError, nearest
+
+
+def method_names() -> list[str]:
+    """Names of all methods, sorted."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    return sorted(name for name in names if name != "base")
+
+
+def method_class(name: str) -> type[Method]:
+    """The class in ``src/methods/<name>.py``.
+
+    Raises:
+        UserError: no such file.
+    """
+    if name not in method_names():
+        raise UserError(f"--method {name}: unknown method; {nearest(name, method_names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    return next(
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+    )

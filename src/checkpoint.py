@@ -1,0 +1,78 @@
+"""One safetensors file holds all that a run needs to go on to the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from utils_.errors import UserError
+from utils_.files import atomic_path
+
+if TYPE_CHECKING:
+    from src.client import Client
+    from src.server import Server
+
+
+def save_checkpoint(
+    folder: Path, server: Server, clients: Sequence[Client], *, best: torch.Tensor, progress: dict
+) -> None:
+    """Write ``folder/round-<n>.safetensors`` atomically and remove older ones.
+
+    Args:
+        best: (P,) the vector of the best validation round so far.
+        progress: what else the run must remember, as JSON.
+    """
+    arrays = {"server.model": server.model.numpy(), "best": best.numpy()}
+    arrays |= {f"server.memory.{name}": array for name, array in server.memory.items()}
+    for client in clients:
+        arrays |= {f"client.{client.index}.{n}": a for n, a in client.state().items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    path = folder / f"round-{server.round:06d}.safetensors"
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary, metadata={"progress": json.dumps(progress)})
+    for older in folder.glob("round-*.safetensors"):
+        if older != path:
+            older.unlink()
+
+
+def load_checkpoint(
+    folder: Path, server: Server, clients: Sequence[Client]
+) -> tuple[torch.Tensor, dict[str, Any]] | None:
+    """Restore server and clients from the newest checkpoint; None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found = sorted(folder.glob("round-*.safetensors"))
+    if not found:
+        return None
+    try:
+        with safe_open(found[-1], framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            progress = json.loads(file.metadata()["progress"])
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{found[-1]}: damaged checkpoint ({error}); delete it to resume from an older one "
+            "or from the start"
+        ) from error
+    server.model = torch.from_numpy(arrays.pop("server.model"))
+    best = torch.from_numpy(arrays.pop("best"))
+    server.round = int(found[-1].stem.removeprefix("round-"))
+    states: dict[str, dict[str, np.ndarray]] = {str(client.index): {} for client in clients}
+    for name, array in arrays.items():
+        owner, _, rest = name.partition(".")
+        number, _, key = rest.partition(".")
+        if owner == "server":
+            server.memory[key] = array
+        else:
+            states[number][key] = array
+    for client in clients:
+        client.load_state(states[str(client.index)])
+    return best, progress

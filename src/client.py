@@ -1,0 +1,157 @@
+"""One site: its images, its labels, and the only epoch loop of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.messages import Broadcast, Report
+from src.methods.base import Batch
+from utils_.augment import STRONG, WEAK, Augmenter
+from utils_.labels import LabelState
+from utils_.rng import derive_seed
+
+if TYPE_CHECKING:
+    from src.methods.base import Method, Plan
+    from src.models import FlatModel
+
+
+class Client:
+    """A hospital. It holds arrays, never a model: that one is lent for the time of training.
+
+    Attributes:
+        index: number of the site, from 0.
+        labels: its label state.
+        memory: arrays that last between rounds (checkpointed).
+        cache: anything that serves one round.
+        logs: scalars of the round for the log.
+        hidden: (n, C) labels hidden from this site; None but for a method marked as leaky.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        images: np.ndarray,
+        rows: np.ndarray,
+        labels: LabelState,
+        augmenter: Augmenter,
+        plan: Plan,
+        hidden: np.ndarray | None = None,
+    ) -> None:
+        self.index, self.labels, self.plan, self.hidden = index, labels, plan, hidden
+        self.memory: dict[str, np.ndarray] = {}
+        self.cache: dict[str, object] = {}
+        self.logs: dict[str, float] = {}
+        self._images, self._rows, self._augmenter = images, rows, augmenter
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def train(self, model: FlatModel, method: Method, message: Broadcast) -> Report:
+        """Train the received model on the site's data and report the result."""
+        seed = derive_seed(self.plan.seed, "client", self.index, message.round)
+        self.logs, self.cache = {}, {}
+        with torch.random.fork_rng(devices=_cuda_devices(model)):
+            torch.manual_seed(seed)  # for layers such as dropout, which know no generator
+            self._receive(model, message)
+            method.before_local(self, model, message)
+            self._epochs(model, method, message, torch.Generator().manual_seed(seed))
+            extras = method.after_local(self, model, message)
+        self.cache = {}
+        vector = self._send(model, message)
+        return Report(self.index, len(self), vector, extras, self.logs)
+
+    def predict(self, model: FlatModel) -> np.ndarray:
+        """(n, C) probabilities of the site's own images, un-augmented, in their own order."""
+        return model.predict(self._images, self._rows, augmenter=self._augmenter)
+
+    def predict_batch(self, model: FlatModel, vector: Tensor, images: Tensor) -> Tensor:
+        """(B, C) probabilities by another vector, such as the received one; ``model`` is kept."""
+        own = model.vector.clone()
+        model.load(vector)
+        model.module.eval()
+        with torch.no_grad():
+            probability = model.forward(images).sigmoid()
+        model.module.train()
+        model.load(own)
+        return probability
+
+    def _epochs(
+        self, model: FlatModel, method: Method, message: Broadcast, generator: torch.Generator
+    ) -> None:
+        optimizer = model.optimizer(lr=self.plan.lr, weight_decay=self.plan.weight_decay)
+        model.module.train()
+        total = torch.zeros((), device=model.device)
+        steps = 0
+        for batch in self._batches(model, method, generator):
+            model.gradient.zero_()
+            loss = method.loss(self, model, batch, message)
+            loss.backward()
+            method.after_backward(self, model, message)
+            optimizer.step()
+            total += loss.detach()
+            steps += 1
+        self.logs["loss"] = float(total) / max(steps, 1)
+
+    def _batches(
+        self, model: FlatModel, method: Method, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        target = torch.from_numpy(np.where(self.labels.weight > 0, self.labels.target, 0))
+        weight = torch.from_numpy(self.labels.weight.copy())
+        for _ in range(self.plan.local_epochs):
+            order = torch.randperm(len(self), generator=generator).numpy()
+            for rows in split_batches(order, self.plan.batch_size):
+                pixels = torch.from_numpy(self._images[self._rows[rows]]).to(model.device)
+                weak = self._augmenter.view(pixels, generator, strength=WEAK)
+                strong = None
+                if method.views == 2:
+                    strong = self._augmenter.view(pixels, generator, strength=STRONG)
+                cells = (table[rows].to(model.device) for table in (target, weight))
+                yield Batch(weak, strong, rows, *cells)
+
+    def _receive(self, model: FlatModel, message: Broadcast) -> None:
+        model.load(message.model)
+        if self.plan.buffers == "local" and "buffers" in self.memory:
+            model.buffers.copy_(torch.from_numpy(self.memory["buffers"]))
+
+    def _send(self, model: FlatModel, message: Broadcast) -> Tensor:
+        vector = model.snapshot()
+        if self.plan.buffers == "local":
+            self.memory["buffers"] = vector[model.parameter_count :].numpy().copy()
+        if self.plan.buffers == "server":
+            vector[model.parameter_count :] = message.model[model.parameter_count :]
+        return vector
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What must survive between rounds: label state and memory, by name."""
+        labels = {f"labels.{name}": array for name, array in self.labels.state().items()}
+        return labels | {f"memory.{name}": array for name, array in self.memory.items()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what :meth:`state` returned."""
+        parts: dict[str, dict[str, np.ndarray]] = {"labels": {}, "memory": {}}
+        for name, array in state.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = array
+        self.labels.load_state(parts["labels"])
+        self.memory = parts["memory"]
+
+
+def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut ``order`` into batches; a last batch of one image joins the one before it.
+
+    BatchNorm cannot train on a single image where its feature map is a single pixel.
+    """
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def _cuda_devices(model: FlatModel) -> list[torch.device]:
+    return [model.device] if model.device.type == "cuda" else []

@@ -1,0 +1,128 @@
+"""The command line and YAML files: preset < --config FILE < options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import Field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.config import OPTIONS, flag
+from utils_.errors import UserError, nearest
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ROOT / "scripts" / "presets"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of settings; keys may use ``-`` or ``_``.
+
+    Raises:
+        UserError: the file is absent, not YAML, or not a table of known settings.
+    """
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({_short(error)}); give a YAML file") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML ({_short(error)}); see scripts/presets") from error
+    if table is None:
+        return {}
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: holds no settings; write lines such as 'rounds: 20'")
+    table = {str(key).replace("-", "_"): value for key, value in table.items()}
+    for key in table:
+        if key not in OPTIONS:
+            raise UserError(f"{path}: unknown setting '{key}'; {nearest(key, OPTIONS)}")
+    return table
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Settings of ``scripts/presets/<name>.yaml``."""
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"--preset {name}: unknown preset; {nearest(name, known)}")
+    return read_yaml(PRESETS / f"{name}.yaml")
+
+
+def _short(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:120]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line with the nearest name."""
+
+    def error(self, message: str) -> None:
+        raise UserError(message)
+
+
+def build_parser() -> Parser:
+    """The command line, made from :class:`Config`."""
+    parser = Parser(
+        prog="main_fednml.py",
+        description="Federated learning on images whose labels are noisy and missing at once.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--preset", help="settings of scripts/presets/NAME.yaml", metavar="NAME")
+    parser.add_argument("--config", help="YAML file of settings", metavar="FILE")
+    for name, option_field in OPTIONS.items():
+        _add_option(parser, name, option_field)
+    parser.add_argument("--resume", metavar="RUN_DIR", help="continue an interrupted run")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done")
+    parser.add_argument("--list", metavar="methods|datasets|models", help="show what there is")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _add_option(parser: Parser, name: str, option_field: Field) -> None:
+    rules = option_field.metadata
+    if rules["parse"] is bool:
+        parser.add_argument(flag(name), action="store_true", help=rules["help"])
+        return
+    text = rules["help"]
+    if option_field.default is not None and rules["parse"] is not dict:
+        text += f" (default {option_field.default})"
+    if rules["choices"]:
+        text += ": " + ", ".join(rules["choices"]())
+    action = "append" if name == "param" else "store"
+    metavar = "KEY=VALUE" if name == "param" else name.upper()
+    parser.add_argument(flag(name), action=action, help=text.replace("%", "%%"), metavar=metavar)
+
+
+def parse_command_line(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the command line into settings and commands (resume, dry_run, list, quiet).
+
+    Raises:
+        UserError: an option that does not exist or lacks its value.
+    """
+    parser = build_parser()
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        hint = nearest(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else ""
+        hint = hint or "options start with --, see --help"
+        raise UserError(f"{unknown[0]}: unknown option; {hint}")
+    table = vars(known)
+    commands = {n: table.pop(n) for n in ("resume", "dry_run", "list", "quiet") if n in table}
+    if "param" in table:
+        table["param"] = dict(_key_value(text) for text in table["param"])
+    settings: dict[str, Any] = {}
+    if "preset" in table:
+        settings |= read_preset(table.pop("preset"))
+    if "config" in table:
+        settings |= read_yaml(Path(table.pop("config")))
+    if "param" in table and isinstance(settings.get("param"), dict):
+        table["param"] = settings["param"] | table["param"]
+    return settings | table, commands
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--param {text}: give key=value")
+    return key, yaml.safe_load(value)

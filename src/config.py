@@ -1,0 +1,220 @@
+"""The one dataclass of settings, checked and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.aggregation import AGGREGATORS
+from src.methods import method_class, method_names
+from src.methods.base import Plan, parse_params
+from src.models import MODELS
+from utils_.datasets import DATASETS
+from utils_.errors import UserError, nearest
+from utils_.missing import MISSING_TYPES
+from utils_.noise import NOISE_TYPES
+from utils_.splits import SPLITS
+
+
+def _share_or_count(text: str) -> float | int:
+    """0.5 is a share of the classes, 4 a count of classes."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Callable[[], Sequence[str]] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    parse: Callable[[str], Any] | None = None,
+    result: bool = True,
+) -> Any:
+    """One setting: its default, meaning, names or closed range.
+
+    ``result=False`` marks settings that change where or how a run is done, not what it yields.
+    """
+    parse = parse or type(default)
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "parse": parse}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata | {"result": result})
+    return field(default=default, metadata=metadata | {"result": result})
+
+
+def _names(*names: str) -> Callable[[], Sequence[str]]:
+    return lambda: names
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. ``None`` for noise, missing and data_dir means: see :func:`resolve`."""
+
+    dataset: str = option("synthetic", "data set", choices=lambda: tuple(DATASETS))
+    data_dir: str | None = option(None, "its folder (default data/<dataset>)", parse=str)
+    method: str = option("fednml", "method", choices=method_names)
+    param: dict = option({}, "a parameter of the method; may be repeated", parse=dict)
+    noise: float | None = option(
+        None, "noise rate (default 0; synthetic 0.4)", low=0, high=1, parse=float
+    )
+    noise_type: str = option("paper", "noise model", choices=lambda: tuple(NOISE_TYPES))
+    missing: float | int | None = option(
+        None,
+        "hidden classes a client: share (0.5) or count (4) (default 0; synthetic 0.4)",
+        low=0,
+        parse=_share_or_count,
+    )
+    missing_type: str = option("classes", "what is hidden", choices=lambda: tuple(MISSING_TYPES))
+    clients: int = option(4, "number of sites K", low=1, high=100_000)
+    split: str = option("iid", "how images are dealt to sites", choices=lambda: tuple(SPLITS))
+    alpha: float = option(0.5, "Dirichlet concentration", low=1e-3, high=1e6)
+    fraction: float = option(1.0, "share of the clients in a round", low=0, high=1)
+    val_share: float = option(0.15, "share cut off for validation", low=0, high=0.5)
+    test_share: float = option(
+        0.2, "share cut off for the test where none is given", low=0.01, high=0.5
+    )
+    train_images: int = option(1764, "training images of synthetic", low=40, high=1_000_000)
+    test_images: int = option(444, "test images of synthetic", low=20, high=1_000_000)
+    model: str = option("small", "backbone", choices=_names(*MODELS))
+    weights: str = option("none", "none, imagenet or a file")
+    image_size: int = option(64, "side of the square images in pixels", low=16, high=1024)
+    fit: str = option("crop", "how an image becomes square", choices=_names("crop", "pad"))
+    skip_bad_images: bool = option(False, "leave out images that cannot be read")
+    rounds: int = option(100, "rounds", low=1, high=1_000_000)
+    warmup_rounds: int = option(10, "rounds of FedNML's first phase", low=0, high=1_000_000)
+    local_epochs: int = option(3, "epochs at a site in a round", low=1, high=1000)
+    batch_size: int = option(32, "images a step", low=1, high=100_000)
+    lr: float = option(1e-3, "learning rate of AdamW", low=1e-8, high=10)
+    weight_decay: float = option(1e-4, "its weight decay", low=0, high=10)
+    aggregator: str = option("mean", "how reports are combined", choices=lambda: tuple(AGGREGATORS))
+    buffers: str = option(
+        "average", "BatchNorm statistics", choices=_names("average", "local", "server")
+    )
+    eval_every: int = option(5, "rounds between two looks at the test set", low=1, high=1_000_000)
+    seed: int = option(1, "seed of training", low=0, high=2**31)
+    data_seed: int = option(1, "seed of images, splits, noise and masks", low=0, high=2**31)
+    device: str = option(
+        "auto", "where to compute", choices=_names("auto", "cpu", "cuda"), result=False
+    )
+    workers: str = option("auto", "processes side by side: auto or a number", result=False)
+    checkpoint_every: int = option(
+        1, "rounds between two checkpoints", low=1, high=1_000_000, result=False
+    )
+    cache_dir: str | None = option(None, "folder of the image cache", parse=str, result=False)
+    save_dir: str = option("save", "folder of runs and splits", result=False)
+    name: str | None = option(None, "name of the run's folder", parse=str, result=False)
+
+    def plan(self, classes: int) -> Plan:
+        """The part of the settings that every method sees."""
+        shared = {f.name: getattr(self, f.name) for f in fields(Plan) if f.name != "classes"}
+        return Plan(classes=classes, **shared)
+
+    def canonical_hash(self) -> str:
+        """Ten hex digits over everything that may change a result."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["result"]}
+        if kept["data_dir"]:
+            kept["data_dir"] = str(Path(kept["data_dir"]).resolve())
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+    def run_name(self) -> str:
+        """The given name, else one that says the setting and ends in the hash."""
+        if self.name:
+            return self.name
+        flaws = f"noise{self.noise:g}-missing{self.missing:g}"
+        return f"{self.dataset}-{self.method}-{flaws}-seed{self.seed}-{self.canonical_hash()}"
+
+    def to_yaml(self) -> str:
+        """All settings as YAML, in the order of the class."""
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+OPTIONS: dict[str, Field] = {f.name: f for f in fields(Config)}
+
+
+def resolve(given: dict[str, Any]) -> Config:
+    """Check the given settings and fill in what follows from others.
+
+    Raises:
+        UserError: an unknown name, a wrong type, a value out of range, or two that clash.
+    """
+    for name in given:
+        if name not in OPTIONS:
+            raise UserError(f"{flag(name)}: unknown setting; {nearest(name, OPTIONS)}")
+    config = Config(**{name: _checked(OPTIONS[name], value) for name, value in given.items()})
+    flawed = 0.4 if config.dataset == "synthetic" else 0
+    config = replace(
+        config,
+        noise=flawed if config.noise is None else config.noise,
+        missing=flawed if config.missing is None else config.missing,
+    )
+    parse_params(method_class(config.method), config.param)
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    if isinstance(config.missing, float) and config.missing >= 1:
+        raise UserError(f"--missing {config.missing}: give a share below 1.0 or a whole count")
+    if config.weights == "imagenet" and config.model == "small":
+        raise UserError("--weights imagenet: model 'small' has no such weights; use --weights none")
+    if config.name is not None and (Path(config.name).name != config.name or config.name in "."):
+        raise UserError(f"--name {config.name!r}: give a plain folder name without slashes")
+    if config.dataset == "csv" and config.data_dir is None:
+        raise UserError("--dataset csv: give the folder with your files as --data-dir DIR")
+    worker_count(config, 1)
+
+
+def worker_count(config: Config, processors: int) -> int:
+    """Number of processes: as asked for, or one for each processor or client."""
+    if config.workers == "auto":
+        return max(1, min(processors, config.clients))
+    if not str(config.workers).isdigit() or not 1 <= int(config.workers) <= 1024:
+        raise UserError(f"--workers {config.workers}: give auto or a number from 1 to 1024")
+    return min(int(config.workers), config.clients)
+
+
+def _checked(option_field: Field, value: Any) -> Any:
+    """Convert one value to its setting's type and check names and range."""
+    rules, name = option_field.metadata, option_field.name
+    if value is None and option_field.default is None:
+        return None
+    value = _converted(rules["parse"], value, name)
+    if rules["choices"] and value not in rules["choices"]():
+        hint = nearest(value, rules["choices"]())
+        raise UserError(f"{flag(name)} {value}: unknown {name.replace('_', ' ')}; {hint}")
+    low, high = rules["low"], rules["high"]
+    if low is not None and not low <= value <= (high if high is not None else float("inf")):
+        upper = f" to {high:g}" if high is not None else " or more"
+        raise UserError(f"{flag(name)} {value}: out of range; give a number from {low:g}{upper}")
+    return value
+
+
+def _converted(parse: Callable, value: Any, name: str) -> Any:
+    if parse is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{flag(name)} {value}: give key=value")
+        return dict(value)
+    if parse is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{flag(name)} {value}: give true or false")
+        return value
+    if isinstance(value, bool | list | dict):
+        raise UserError(f"{flag(name)} {value}: give a single {parse.__name__.strip('_')}")
+    try:
+        return parse(str(value))
+    except ValueError as error:
+        kind = {"int": "whole number", "str": "text"}.get(parse.__name__, "number")
+        raise UserError(f"{flag(name)} {value}: give a {kind}") from error
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,75 @@
+"""Scores the global model and the sites' labels against the truth, which nothing else may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from utils_.augment import Augmenter
+from utils_.datasets.base import TEST, VAL, ImageDataset
+from utils_.diagnostics import label_counts, pool
+from utils_.labels import Oracle
+from utils_.metrics import Metrics, annotated_missing_means, multilabel_metrics
+from utils_.scenario import Scenario
+
+if TYPE_CHECKING:
+    from src.client import Client
+    from src.models import FlatModel
+
+
+class Evaluator:
+    """Holds the Oracle and the images of the validation and test parts.
+
+    Attributes:
+        annotated: (K, C) bool, which site annotates which class.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, scenario: Scenario, model: FlatModel, augmenter: Augmenter
+    ) -> None:
+        self._oracle = Oracle(dataset.labels, scenario.noisy)
+        self._images, self._model, self._augmenter = dataset.images, model, augmenter
+        self._rows = {part: np.flatnonzero(scenario.part == part) for part in (VAL, TEST)}
+        clients = range(int(scenario.client.max()) + 1)
+        self._client_rows = [scenario.rows(k) for k in clients]
+        self.annotated = np.stack(
+            [scenario.annotated[rows].any(axis=0) for rows in self._client_rows]
+        )
+
+    def has(self, part: int) -> bool:
+        """Whether the part has any image."""
+        return len(self._rows[part]) > 0
+
+    def predict(self, vector: Tensor, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and true labels of the part's images, both (n, C)."""
+        rows = self._rows[part]
+        self._model.load(vector)
+        probability = self._model.predict(self._images, rows, augmenter=self._augmenter)
+        return probability, self._oracle.true(rows)
+
+    def score(self, vector: Tensor, part: int) -> Metrics:
+        """Metrics of one vector; annotated and missing classes also apart."""
+        metrics = multilabel_metrics(*self.predict(vector, part))
+        apart = annotated_missing_means(metrics.per_class["ap"], self.annotated)
+        return Metrics({**metrics.overall, **apart}, metrics.per_class)
+
+    def label_diagnostics(
+        self, clients: Sequence[Client]
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """How right the sites' labels are now: pooled over the sites, and for each site."""
+        counts = [self._count(client) for client in clients]
+        return pool(counts), [pool([count]) for count in counts]
+
+    def _count(self, client: Client):
+        rows = self._client_rows[client.index]
+        score = client.memory.get("noise_score")
+        return label_counts(
+            client.labels,
+            true=self._oracle.true(rows),
+            noise=self._oracle.noise(rows),
+            noise_score=score,
+            flagged=None if score is None else score > 0.5,
+        )

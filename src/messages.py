@@ -1,0 +1,48 @@
+"""The only two things that cross a site's boundary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Server to client.
+
+    Attributes:
+        round: number of the round, from 0.
+        model: (P,) float32, the global model as one vector.
+        extras: what the method sends beside the model.
+    """
+
+    round: int
+    model: Tensor
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Client to server.
+
+    Attributes:
+        client: number of the client, from 0.
+        samples: its number of images.
+        model: (P,) float32 after local training; None once the server has folded it in.
+        extras: what the method reports beside the model.
+        logs: scalars for the log, such as the mean training loss.
+    """
+
+    client: int
+    samples: int
+    model: Tensor | None
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    logs: dict[str, float] = field(default_factory=dict)
+
+
+def message_bytes(message: Broadcast | Report) -> int:
+    """Bytes of the model and of all extras in one message."""
+    model = 0 if message.model is None else message.model.numel() * message.model.element_size()
+    return model + sum(np.asarray(array).nbytes for array in message.extras.values())

@@ -1,0 +1,121 @@
+"""From the history of a run to ``result.json`` and the table on the screen."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from src.config import Config
+from utils_.datasets.base import TEST, VAL
+
+if TYPE_CHECKING:
+    from src.simulation import Simulation
+    from utils_.runlog import RunLog
+
+LAST = 5  # rounds in the mean "last5"
+SHOWN = ("mAP", "macro_f1", "macro_recall", "balanced_accuracy", "macro_auroc")
+
+
+def is_due(round: int, config: Config) -> bool:
+    """Whether the test set is scored after this round: now and then, and in the last five."""
+    return (round + 1) % config.eval_every == 0 or round >= config.rounds - LAST
+
+
+def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
+    """Score the final and the selected model and collect everything of ``result.json``."""
+    config, history = simulation.config, simulation.history
+    final = simulation.evaluator.score(simulation.server.model, TEST)
+    tested = [row for row in history if "test_mAP" in row]
+    probability, truth = simulation.evaluator.predict(simulation.server.model, TEST)
+    log.pr_curves(probability, truth, classes=simulation.dataset.classes, step=config.rounds - 1)
+    return {
+        "status": "done",
+        "method": config.method,
+        "dataset": config.dataset,
+        "noise": config.noise,
+        "missing": config.missing,
+        "seed": config.seed,
+        "data_seed": config.data_seed,
+        "leaky": simulation.method.hidden_labels,
+        "bound": simulation.method.true_labels,
+        "rounds": config.rounds,
+        "classes": list(simulation.dataset.classes),
+        "last": _test_part(history[-1]),
+        "last5": _mean_rows([_test_part(row) for row in tested[-LAST:]]),
+        "val_selected": _val_selected(simulation),
+        "oracle_selected": _oracle_selected(tested),
+        "per_class": _per_class(final.per_class, simulation.dataset.classes),
+        "labels": _part(history[-1], "labels_"),
+        "seconds": sum(row["seconds"] for row in history),
+        "seconds_per_round": float(np.median([row["seconds"] for row in history])),
+        "bytes_up": int(sum(row["bytes_up"] for row in history)),
+        "bytes_down": int(sum(row["bytes_down"] for row in history)),
+        "peak_rss_mb": _peak_rss_mb(),
+    }
+
+
+def _part(row: dict[str, float], prefix: str) -> dict[str, float]:
+    return {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+
+
+def _test_part(row: dict[str, float]) -> dict[str, float]:
+    return _part(row, "test_") | {"round": int(row["round"])}
+
+
+def _mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = [name for name in rows[-1] if name != "round"]
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}
+
+
+def _val_selected(simulation: Simulation) -> dict[str, float] | None:
+    """Test metrics of the round with the best validation mAP; None without a validation part."""
+    if not simulation.evaluator.has(VAL):
+        return None
+    values = [row["val_mAP"] for row in simulation.history]
+    metrics = simulation.evaluator.score(simulation.best, TEST)
+    return metrics.overall | {"round": int(np.nanargmax(values))}
+
+
+def _oracle_selected(tested: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The best of the tested rounds by test mAP: optimistic, for comparison with older papers."""
+    return _test_part(max(tested, key=lambda row: np.nan_to_num(row["test_mAP"], nan=-1)))
+
+
+def _per_class(
+    table: dict[str, np.ndarray], classes: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+    def number(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    return {
+        name: {metric: number(column[c]) for metric, column in table.items()}
+        for c, name in enumerate(classes)
+    }
+
+
+def _peak_rss_mb() -> float:
+    """Peak memory of this process plus that of its largest child, in MiB."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(w).ru_maxrss for w in who) / 1024
+
+
+def final_table(result: dict[str, Any]) -> str:
+    """The table shown at the end of a run: one line for each rule of selection."""
+    rules = {
+        "last round": "last",
+        "mean of last 5": "last5",
+        "best on validation": "val_selected",
+        "best on test (oracle)": "oracle_selected",
+    }
+    titles = ("mAP", "macro-F1", "recall", "BACC", "AUROC")
+    lines = [f"{'test set':<22}" + "".join(f"{title:>10}" for title in titles)]
+    for title, key in rules.items():
+        if result[key] is not None:
+            numbers = "".join(f"{result[key][name]:>10.4f}" for name in SHOWN)
+            lines.append(f"{title:<22}{numbers}")
+    if result["leaky"]:
+        lines.append("LEAKY: this run used labels hidden from its sites; never compare it as equal")
+    return "\n".join(lines)

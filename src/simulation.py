@@ -1,0 +1,197 @@
+"""The in-process engine: rounds, evaluation, checkpoints, and the result at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from src.checkpoint import load_checkpoint, save_checkpoint
+from src.client import Client
+from src.config import Config, worker_count
+from src.evaluator import Evaluator
+from src.messages import Report, message_bytes
+from src.methods import method_class
+from src.methods.base import Method, parse_params
+from src.models import FlatModel, build_module
+from src.results import is_due, summarise
+from src.server import Server
+from src.workers import ParallelRunner, SequentialRunner
+from utils_.augment import Augmenter, channel_statistics
+from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
+from utils_.labels import LabelState
+from utils_.scenario import Scenario
+
+if TYPE_CHECKING:
+    from utils_.runlog import RunLog
+
+
+class Interrupted(Exception):
+    """The user asked to stop; a checkpoint of the last finished round is on disk."""
+
+
+class Simulation:
+    """A federation in one process tree.
+
+    Attributes:
+        history: one row of scalars for each finished round.
+        best: (P,) vector of the best validation round so far, by mAP.
+    """
+
+    def __init__(self, config: Config, dataset: ImageDataset, scenario: Scenario) -> None:
+        torch.set_num_threads(1)  # results must not depend on the machine's number of cores
+        self.config, self.dataset = config, dataset
+        device = resolve_device(config.device)
+        kind = method_class(config.method)
+        plan = config.plan(len(dataset.classes))
+        self.method: Method = kind(plan, parse_params(kind, config.param))
+        module = build_module(
+            config.model, classes=plan.classes, weights=config.weights, seed=config.seed
+        )
+        self.model = FlatModel(module, device=device)
+        train_rows = np.flatnonzero(scenario.part == TRAIN)
+        augmenter = Augmenter(*channel_statistics(dataset.images, train_rows))
+        self.evaluator = Evaluator(dataset, scenario, self.model, augmenter)
+        self.clients = build_clients(dataset, scenario, self.method, augmenter)
+        self.server = Server(self.model.snapshot(), self.method)
+        self.best = self.server.model
+        self.history: list[dict[str, float]] = []
+
+    def resume(self, folder: Path) -> None:
+        """Go back to the newest checkpoint in ``folder``, if there is one."""
+        restored = load_checkpoint(folder / "checkpoint", self.server, self.clients)
+        if restored:
+            self.best, progress = restored
+            self.history = progress["history"]
+
+    def run(self, folder: Path, log: RunLog, *, stop: Callable[[], bool], progress: Any) -> dict:
+        """Train the remaining rounds and return the result.
+
+        Args:
+            folder: the run's folder.
+            stop: asked after each round; True ends the run resumably.
+            progress: a tqdm bar or the like.
+
+        Raises:
+            Interrupted: ``stop`` said so.
+        """
+        runner = self._runner()
+        try:
+            while self.server.round < self.config.rounds:
+                row = self._round(runner, log)
+                self.history.append(row)
+                log.row(row)
+                progress.set_postfix(_postfix(row))
+                progress.update()
+                stopping = stop()
+                if stopping or self._checkpoint_due():
+                    self.save(folder)
+                if stopping and self.server.round < self.config.rounds:
+                    raise Interrupted
+        finally:
+            runner.close()
+        return summarise(self, log)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(
+            folder / "checkpoint",
+            self.server,
+            self.clients,
+            best=self.best,
+            progress={"history": self.history},
+        )
+
+    def _round(self, runner: SequentialRunner | ParallelRunner, log: RunLog) -> dict[str, float]:
+        start = time.perf_counter()
+        message = self.server.broadcast()
+        selected = self.server.select()
+        reports = self.server.finish_round(runner.run(message, selected))
+        row = {"round": float(message.round), "train_loss": _mean_loss(reports)}
+        row |= self._evaluate(message.round)
+        pooled, each = self.evaluator.label_diagnostics(self.clients)
+        row |= {f"labels_{name}": value for name, value in pooled.items()}
+        for report in reports:
+            values = report.logs | each[report.client]
+            log.scalars(f"clients/{report.client}", values, step=message.round)
+        row["bytes_down"] = float(message_bytes(message) * len(selected))
+        row["bytes_up"] = float(self.server.bytes_up)
+        row["seconds"] = time.perf_counter() - start
+        return row
+
+    def _evaluate(self, round: int) -> dict[str, float]:
+        row = {}
+        if self.evaluator.has(VAL):
+            overall = self.evaluator.score(self.server.model, VAL).overall
+            row |= {f"val_{name}": value for name, value in overall.items()}
+            previous = [past["val_mAP"] for past in self.history]
+            if not previous or row["val_mAP"] > np.nanmax(previous):
+                self.best = self.server.model
+        if is_due(round, self.config):
+            overall = self.evaluator.score(self.server.model, TEST).overall
+            row |= {f"test_{name}": value for name, value in overall.items()}
+        return row
+
+    def _checkpoint_due(self) -> bool:
+        finished = self.server.round == self.config.rounds
+        return finished or self.server.round % self.config.checkpoint_every == 0
+
+    def _runner(self) -> SequentialRunner | ParallelRunner:
+        workers = worker_count(self.config, len(os.sched_getaffinity(0)))
+        if workers == 1 or self.model.device.type == "cuda":
+            return SequentialRunner(self.clients, self.method, self.model)
+        return ParallelRunner(self.clients, self.method, self.model, workers=workers)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises:
+        UserError: ``cuda`` without a GPU.
+    """
+    from utils_.errors import UserError
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no usable GPU here; use --device cpu")
+    return torch.device(name)
+
+
+def build_clients(
+    dataset: ImageDataset, scenario: Scenario, method: Method, augmenter: Augmenter
+) -> list[Client]:
+    """Give every site its images and its own view of the labels, and nothing else."""
+    observed = dataset.labels if method.true_labels else scenario.observed
+    clients = []
+    for index in range(method.plan.clients):
+        rows = scenario.rows(index)
+        clients.append(
+            Client(
+                index,
+                images=dataset.images,
+                rows=rows,
+                labels=LabelState(observed[rows]),
+                augmenter=augmenter,
+                plan=method.plan,
+                hidden=scenario.noisy[rows] if method.hidden_labels else None,
+            )
+        )
+    return clients
+
+
+def _mean_loss(reports: Sequence[Report]) -> float:
+    samples = [report.samples for report in reports]
+    return float(np.average([report.logs["loss"] for report in reports], weights=samples))
+
+
+def _postfix(row: dict[str, float]) -> dict[str, str]:
+    shown = {"s": f"{row['seconds']:.1f}"}
+    if "val_mAP" in row:
+        shown["val mAP"] = f"{row['val_mAP']:.3f}"
+    return shown

@@ -1,0 +1,128 @@
+"""Augmentation of whole batches: every image of a batch gets its own random transform."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GREY = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Strength:
+    """Half-widths of the uniform draws: degrees, shares of the image side, factors."""
+
+    rotation: float
+    translation: float
+    scale: float = 0.0
+    shear: float = 0.0
+    vertical_flip: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+
+# methods.md 1.1; the strong view's two rotations (20 and 30 degrees) are drawn as one of 50.
+WEAK = Strength(rotation=10, translation=0.02)
+STRONG = Strength(50, 0.1, 0.2, 10, True, 0.5, 0.5, 0.5, 0.2)
+
+
+class Augmenter:
+    """Turns uint8 batches into normalised float batches, plain or augmented."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        """Take the channel statistics of images scaled to [0, 1], each (3,)."""
+        self.mean, self.std = mean, std
+
+    def plain(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 to (B, 3, H, W) normalised float32 in channels-last memory."""
+        return self._normalise(images.permute(0, 3, 1, 2).float().div_(255))
+
+    def view(self, images: Tensor, generator: torch.Generator, *, strength: Strength) -> Tensor:
+        """Augment a (B, H, W, 3) uint8 batch; the draws come from ``generator`` (CPU)."""
+        draws = torch.rand(len(images), 12, generator=generator).to(images.device)
+        batch = images.permute(0, 3, 1, 2).float().div_(255)
+        if strength.hue or strength.brightness:
+            batch = jitter_colour(batch, draws[:, 8:], strength)
+        # Normalised before the warp: the border mode repeats edge pixels, so no colour is added.
+        return warp(self._normalise(batch), draws[:, :8], strength)
+
+    def _normalise(self, batch: Tensor) -> Tensor:
+        mean, std = (t.to(batch.device).view(1, 3, 1, 1) for t in (self.mean, self.std))
+        return batch.sub_(mean).div_(std)
+
+
+def warp(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
+    """Rotate, shift, scale, shear and flip by one affine grid; draws is (B, 8) in [0, 1)."""
+    signed = draws * 2 - 1
+    angle = signed[:, 0] * math.radians(strength.rotation)
+    shear = torch.tan(signed[:, 1] * math.radians(strength.shear))
+    scale = 1 + signed[:, 2] * strength.scale
+    flip_x = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
+    flip_y = torch.where((draws[:, 4] < 0.5) & strength.vertical_flip, -1.0, 1.0)
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    # The grid spans [-1, 1], so a shift by a share of the side is twice that share.
+    shift = signed[:, 5:7] * 2 * strength.translation
+    rows = torch.stack(
+        [flip_x * cos, flip_x * (cos * shear - sin), shift[:, 0]]
+        + [flip_y * sin, flip_y * (sin * shear + cos), shift[:, 1]],
+        dim=1,
+    ).view(-1, 2, 3)
+    grid = F.affine_grid(rows, list(batch.shape), align_corners=False)
+    moved = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
+def jitter_colour(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
+    """Brightness, contrast, saturation and hue; draws is (B, 4) in [0, 1), batch in [0, 1].
+
+    Hue is a rotation of the colour plane about the grey axis, a linear map that is close to the
+    HSV shift of the original pipeline and needs no conversion per pixel.
+    """
+    signed = (draws * 2 - 1).view(-1, 4, 1, 1, 1)
+    batch = batch * (1 + signed[:, 0] * strength.brightness)
+    grey = (batch * batch.new_tensor(GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    level = grey.mean(dim=(2, 3), keepdim=True)
+    batch = level + (batch - level) * (1 + signed[:, 1] * strength.contrast)
+    grey = level + (grey - level) * (1 + signed[:, 1] * strength.contrast)
+    batch = grey + (batch - grey) * (1 + signed[:, 2] * strength.saturation)
+    angle = signed[:, 3].view(-1) * strength.hue * 2 * math.pi
+    batch = torch.einsum("bij,bjhw->bihw", _hue_rotation(angle), batch)
+    return batch.clamp_(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _hue_rotation(angle: Tensor) -> Tensor:
+    """(B,) angles to (B, 3, 3) rotations about the axis (1, 1, 1) (Rodrigues)."""
+    cos, sin = torch.cos(angle).view(-1, 1, 1), torch.sin(angle).view(-1, 1, 1)
+    axis = 1 / math.sqrt(3)
+    cross = angle.new_tensor([[0, -axis, axis], [axis, 0, -axis], [-axis, axis, 0]])
+    outer = angle.new_full((3, 3), 1 / 3)
+    return cos * torch.eye(3, device=angle.device) + sin * cross + (1 - cos) * outer
+
+
+def channel_statistics(images, rows) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over the given images, scaled to [0, 1].
+
+    Args:
+        images: (N, H, W, 3) uint8 array.
+        rows: indices of the images to use; read in chunks.
+
+    Returns:
+        Two (3,) float32 tensors; a constant channel gets a deviation of 1.
+    """
+    total = torch.zeros(3, dtype=torch.float64)
+    square = torch.zeros(3, dtype=torch.float64)
+    count = 0
+    for start in range(0, len(rows), 1024):
+        chunk = torch.from_numpy(images[rows[start : start + 1024]]).view(-1, 3).double()
+        total += chunk.sum(0)
+        square += (chunk**2).sum(0)
+        count += len(chunk)
+    mean = total / count / 255
+    std = (square / count / 255**2 - mean**2).clamp_min(0).sqrt()
+    return mean.float(), torch.where(std > 1e-3, std, 1.0).float()
