@@ -57,7 +57,7 @@ def _names(*names: str) -> Callable[[], Sequence[str]]:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. ``None`` for noise, missing and data_dir means: see :func:`resolve`."""
+    """All settings of a run; :func:`resolve` replaces None by what follows from the others."""
 
     dataset: str = option("synthetic", "data set", choices=lambda: tuple(DATASETS))
     data_dir: str | None = option(None, "its folder (default data/<dataset>)", parse=str)

@@ -5,6 +5,7 @@ python src/main_fednml.py --dataset isic --noise 0.4 --missing 0.5
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ if str(ROOT) not in sys.path:
 
 from collections.abc import Sequence
 
+from src import job
 from src.command_line import parse_command_line
+from src.interruption import Interrupted
 from src.listing import listing
 from utils_.errors import UserError
 
@@ -23,26 +26,34 @@ DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    logging.basicConfig(format="main_fednml: %(message)s", level=logging.INFO)
     try:
-        settings, commands = parse_command_line(sys.argv[1:] if arguments is None else arguments)
-        if "list" in commands:
-            print(listing(commands["list"]))
-            return DONE
-        from src import job  # torch and the rest load only when there is something to run
-
-        if commands.get("dry_run"):
-            return job.show(settings)
-        if "resume" in commands:
-            return job.resume(
-                Path(commands["resume"]), settings, quiet=commands.get("quiet", False)
-            )
-        return job.start(settings, quiet=commands.get("quiet", False))
+        print(run(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        print(f"main_fednml: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("main_fednml: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _complain(error, BAD_INPUT)
+    except job.RunFailed as error:
+        return _complain(error, FAILED)
+    except (Interrupted, KeyboardInterrupt) as error:
+        return _complain(str(error) or "interrupted", INTERRUPTED)
+    return DONE
+
+
+def run(arguments: Sequence[str]) -> str:
+    """Do what the command line says and return what to print."""
+    settings, commands = parse_command_line(arguments)
+    quiet = commands.get("quiet", False)
+    if "list" in commands:
+        return listing(commands["list"])
+    if commands.get("dry_run"):
+        return job.show(settings)
+    if "resume" in commands:
+        return job.resume(Path(commands["resume"]), settings, quiet=quiet)
+    return job.start(settings, quiet=quiet)
+
+
+def _complain(reason: object, code: int) -> int:
+    print(f"main_fednml: {' '.join(str(reason).split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

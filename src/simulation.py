@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from src.checkpoint import load_checkpoint, save_checkpoint
 from src.client import Client
 from src.config import Config, worker_count
 from src.evaluator import Evaluator
+from src.interruption import Interrupted
 from src.messages import Report, message_bytes
 from src.methods import method_class
 from src.methods.base import Method, parse_params
@@ -24,15 +24,13 @@ from src.server import Server
 from src.workers import ParallelRunner, SequentialRunner
 from utils_.augment import Augmenter, channel_statistics
 from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
+from utils_.environment import processor_count
+from utils_.errors import UserError
 from utils_.labels import LabelState
 from utils_.scenario import Scenario
 
 if TYPE_CHECKING:
     from utils_.runlog import RunLog
-
-
-class Interrupted(Exception):
-    """The user asked to stop; a checkpoint of the last finished round is on disk."""
 
 
 class Simulation:
@@ -142,7 +140,7 @@ class Simulation:
         return finished or self.server.round % self.config.checkpoint_every == 0
 
     def _runner(self) -> SequentialRunner | ParallelRunner:
-        workers = worker_count(self.config, len(os.sched_getaffinity(0)))
+        workers = worker_count(self.config, processor_count())
         if workers == 1 or self.model.device.type == "cuda":
             return SequentialRunner(self.clients, self.method, self.model)
         return ParallelRunner(self.clients, self.method, self.model, workers=workers)
@@ -154,8 +152,6 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UserError: ``cuda`` without a GPU.
     """
-    from utils_.errors import UserError
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

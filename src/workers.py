@@ -112,9 +112,7 @@ def _work(
     connection: Connection, clients: Sequence[Client], method: Method, model: FlatModel
 ) -> None:
     """A worker's life: train what arrives until the parent is gone."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process().sentinel
     while connection in wait([connection, parent]):

@@ -69,8 +69,10 @@ def warp(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
     # The grid spans [-1, 1], so a shift by a share of the side is twice that share.
     shift = signed[:, 5:7] * 2 * strength.translation
     rows = torch.stack(
-        [flip_x * cos, flip_x * (cos * shear - sin), shift[:, 0]]
-        + [flip_y * sin, flip_y * (sin * shear + cos), shift[:, 1]],
+        (
+            *(flip_x * cos, flip_x * (cos * shear - sin), shift[:, 0]),
+            *(flip_y * sin, flip_y * (sin * shear + cos), shift[:, 1]),
+        ),
         dim=1,
     ).view(-1, 2, 3)
     grid = F.affine_grid(rows, list(batch.shape), align_corners=False)

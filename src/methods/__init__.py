@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 
 from src.methods.base import Method
@@ -25,10 +24,9 @@ def method_class(name: str) -> type[Method]:
     if name not in method_names():
         raise UserError(f"--method {name}: unknown method; {nearest(name, method_names())}")
     module = importlib.import_module(f"{__name__}.{name}")
-    return next(
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, Method)
-        and value.__module__ == module.__name__
-    )
+    own = [value for value in vars(module).values() if _is_method(value, module.__name__)]
+    return own[0]
+
+
+def _is_method(value: object, module: str) -> bool:
+    return isinstance(value, type) and issubclass(value, Method) and value.__module__ == module

@@ -59,7 +59,7 @@ class Batch:
 
 
 class Method:
-    """FedAvg (McMahan et al., AISTATS 2017): masked BCE at the sites, a weighted mean at the server.
+    """FedAvg (McMahan et al., AISTATS 2017): masked BCE at the sites, their weighted mean after it.
 
     A method keeps no state of its own: what must last lies in ``client.memory`` and
     ``server.memory`` (arrays, checkpointed), what serves one round in ``client.cache``.

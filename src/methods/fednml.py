@@ -1,4 +1,4 @@
-"""FedNML: warm-up, then noisy samples corrected, missing classes pseudo-labelled, margins, distillation.
+"""FedNML: warm-up, then corrected and pseudo-labels, label-dependent margins, distillation.
 
 Follows methods.md 1.5 and 1.6 with these deviations, all towards honesty or speed:
 labels of missing classes start from the prediction, never from hidden values; priors count
