@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -117,13 +117,18 @@ class Method:
         """Bookkeeping at the server; the reports' models are gone by now."""
 
 
+def param(default: float | bool, help: str, low: float = 0.0, high: float = 1.0) -> Any:
+    """A parameter of a method: default, meaning and closed range."""
+    return field(default=default, metadata={"help": help, "range": (low, high)})
+
+
 def parse_params(method: type[Method], given: dict[str, Any]) -> Any:
     """Build the method's ``Params`` from key=value pairs, checked by the fields' types and ranges.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or out of range.
     """
-    known = {field.name: field for field in fields(method.Params)}
+    known = {entry.name: entry for entry in fields(method.Params)}
     params = method.Params()
     for key, value in given.items():
         if key not in known:
@@ -133,13 +138,13 @@ def parse_params(method: type[Method], given: dict[str, Any]) -> Any:
     return params
 
 
-def _convert(field: Any, value: Any) -> Any:
-    kind = {"bool": bool, "int": int, "float": float}[str(field.type)]
+def _convert(entry: Any, value: Any) -> Any:
+    kind = {"bool": bool, "int": int, "float": float}[str(entry.type)]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {bool: isinstance(value, bool), int: number and value == int(value), float: number}
+    fits = {bool: isinstance(value, bool), int: number and float(value).is_integer(), float: number}
     if not fits[kind]:
-        raise UserError(f"--param {field.name}={value}: give a value of type {field.type}")
-    low, high = field.metadata.get("range", (-np.inf, np.inf))
+        raise UserError(f"--param {entry.name}={value}: give a value of type {entry.type}")
+    low, high = entry.metadata.get("range", (-np.inf, np.inf))
     if kind is not bool and not low <= value <= high:
-        raise UserError(f"--param {field.name}={value}: give a number from {low:g} to {high:g}")
+        raise UserError(f"--param {entry.name}={value}: give a number from {low:g} to {high:g}")
     return kind(value)
