@@ -1,0 +1,86 @@
+"""Print a table of results: python scripts/table.py [RUN_DIR ...] [--selection RULE] [--csv FILE]
+
+RUN_DIR is a run's folder or one that holds several (default: save/runs). The table is Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils_.errors import UserError
+from utils_.files import atomic_path
+from utils_.report import SELECTIONS, collect, results_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit code: 0, or 2 with one line on stderr."""
+    try:
+        options = _parse(arguments)
+        _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(description="Print a table of finished runs.")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN_DIR",
+        default=[ROOT / "save" / "runs"],
+        help="a run's folder, or one that holds several (default: save/runs)",
+    )
+    parser.add_argument(
+        "--selection",
+        default="last5",
+        help="which round counts: " + "; ".join(f"{k}: {v}" for k, v in SELECTIONS.items()),
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write one line a run with all numbers"
+    )
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> None:
+    frame = collect(options.runs)
+    skipped = frame.attrs["skipped"]
+    if frame.empty:
+        places = ", ".join(map(str, options.runs))
+        reason = f" ({len(skipped)} left out, the first: {skipped[0]})" if skipped else ""
+        raise UserError(f"{places}: no finished run{reason}; train one with src/main_fednml.py")
+    table = results_table(frame, selection=options.selection)
+    if options.csv:
+        _write_csv(frame, options.csv)
+    for run in skipped:
+        print(f"left out {run}", file=sys.stderr)
+    print(table)
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    try:
+        with atomic_path(path) as temporary:
+            frame.to_csv(temporary, index=False)
+    except OSError as error:
+        raise UserError(f"--csv {path}: {error.strerror or error}; choose another file") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

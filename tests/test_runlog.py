@@ -1,0 +1,261 @@
+"""metrics.csv to the same bits, TensorBoard's tags and steps, resume, and the picture of labels."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils_.labels import CORRECTED, MISSING, OBSERVED, PSEUDO
+from utils_.rng import derive
+from utils_.runlog import (
+    PICTURE_LINES,
+    RIGHT,
+    WRONG,
+    RunLog,
+    column_of,
+    label_picture,
+    parameter_table,
+    read_rows,
+    tag_of,
+)
+
+
+def events(folder) -> EventAccumulator:
+    """What TensorBoard would show of the run."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def steps(accumulator: EventAccumulator, tag: str) -> list[int]:
+    return [event.step for event in accumulator.Scalars(tag)]
+
+
+def wait_for_next_file_name() -> None:
+    """TensorBoard reads event files in order of their names, which start with the second."""
+    time.sleep(1.01)
+
+
+def test_columns_may_grow_and_keep_their_order(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.row({"round": 0.0, "train_loss": 0.7, "val_mAP": 0.3, "cost_bytes_up": 12, "lr": 0.1})
+        log.row({"round": 1, "labels_noise_recall": 0.5, "test_mAP": 0.2, "seconds": 1.5})
+        log.row({"round": 2, "val_mAP": 0.4, "val_macro_f1": 0.1, "train_loss": 0.6})
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert list(table) == [
+        "round",
+        "seconds",
+        "train_loss",
+        "val_mAP",
+        "val_macro_f1",
+        "test_mAP",
+        "labels_noise_recall",
+        "cost_bytes_up",
+        "lr",
+    ]
+    assert table["round"].tolist() == [0, 1, 2]
+    assert table["test_mAP"].isna().tolist() == [True, False, True]
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+numbers = st.one_of(
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.floats(width=32).map(np.float32),
+    st.booleans().map(np.bool_),
+    st.integers(0, 9).map(np.int64),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["val_a", "b", "seconds"]), numbers), min_size=1))
+def test_numbers_reread_to_the_same_bits(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("bits")
+    written = [{"round": i, **row} for i, row in enumerate(rows)]
+    log = RunLog(folder, history=written)
+    log.close()
+    read = read_rows(folder)
+    assert len(read) == len(written)
+    for before, after in zip(written, read, strict=True):
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            if isinstance(value, float | np.floating):
+                assert np.float64(value).tobytes() == np.float64(after[name]).tobytes() or (
+                    math.isnan(value) and math.isnan(after[name])
+                )
+            else:
+                assert after[name] == int(value)
+
+
+def test_resume_equals_a_run_without_interruption(tmp_path):
+    rows = [{"round": i, "val_mAP": math.sin(i), "seconds": i / 3} for i in range(6)]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    with RunLog(whole) as log:
+        for row in rows:
+            log.row(row)
+    with RunLog(resumed) as log:
+        for row in rows[:5]:  # written after the checkpoint of round 2, then killed
+            log.row(row | {"val_mAP": row["val_mAP"] + (row["round"] > 2)})
+    wait_for_next_file_name()
+    with RunLog(resumed, history=rows[:3]) as log:
+        assert len(read_rows(resumed)) == 3
+        for row in rows[3:]:
+            log.row(row)
+    assert (whole / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
+    shown = events(resumed)
+    assert steps(shown, "val/mAP") == [0, 1, 2, 3, 4, 5]
+    values = [event.value for event in shown.Scalars("val/mAP")]
+    assert values == pytest.approx([row["val_mAP"] for row in rows], abs=1e-6)
+
+
+def test_resume_before_the_first_round_hides_all_earlier_steps(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.row({"round": 0, "val_mAP": 0.1})
+        log.row({"round": 1, "val_mAP": 0.1})
+    wait_for_next_file_name()
+    with RunLog(tmp_path, history=[]) as log:
+        assert (tmp_path / "metrics.csv").read_text() == ""
+        log.row({"round": 0, "val_mAP": 0.2})
+    assert steps(events(tmp_path), "val/mAP") == [0]
+    assert read_rows(tmp_path) == [{"round": 0, "val_mAP": 0.2}]
+
+
+def test_tensorboard_shows_the_run(tmp_path):
+    truth = np.array([[1, 0, np.nan], [0, 0, 1], [1, 0, 0]])
+    with RunLog(tmp_path) as log:
+        log.text("parameters", parameter_table({"method": "fednml", "param": {"kd": 0.8}}))
+        log.row({"round": 0, "seconds": 2.0, "train_loss": 0.7, "val_mAP": 0.3, "test_mAP": 0.4})
+        log.clients(0, {0: {"loss": 0.6}, 3: {"loss": 0.8, "noise_recall": 0.5}})
+        log.scalars("gmm", {"separation": 2.0}, step=0)
+        log.pr_curves(derive(0, "p").random((3, 3)), truth, ["DR", "none", "A/B ü"], step=0)
+        log.figure("labels/corrected", Figure(), step=0)
+    shown, tags = events(tmp_path), events(tmp_path).Tags()
+    assert set(tags["scalars"]) == {
+        "cost/seconds",
+        "train/loss",
+        "val/mAP",
+        "test/mAP",
+        "clients/0/loss",
+        "clients/3/loss",
+        "clients/3/noise_recall",
+        "gmm/separation",
+    }
+    # 'none' has no positive, so no curve
+    assert {"pr/DR", "pr/A/B ü", "parameters/text_summary"} <= set(tags["tensors"])
+    assert "pr/none" not in tags["tensors"]
+    assert "custom_scalars__config__" in tags["tensors"]
+    assert tags["images"] == ["labels/corrected"]
+    text = shown.Tensors("parameters/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| param.kd | 0.8 |" in text
+
+
+def test_pr_curve_leaves_unknown_cells_out(tmp_path):
+    probability, truth = np.array([[0.9], [0.2], [0.8]]), np.array([[1], [0], [np.nan]])
+    with RunLog(tmp_path) as log:
+        log.pr_curves(probability, truth, ["DR"], step=0)
+    data = events(tmp_path).Tensors("pr/DR")[0].tensor_proto
+    true_positive, false_positive, true_negative, false_negative = np.array(data.float_val).reshape(
+        6, -1
+    )[:4]
+    total = true_positive + false_positive + true_negative + false_negative
+    assert (total == 2).all()
+
+
+def test_rows_are_visible_before_the_run_ends(tmp_path):
+    log = RunLog(tmp_path)
+    log.row({"round": 0, "val_mAP": 0.5})
+    assert steps(events(tmp_path), "val/mAP") == [0]
+    log.close()
+
+
+def test_a_round_is_written_once(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.row({"round": 3})
+        for bad in ({"round": 3}, {"round": 2}, {"val_mAP": 0.5}):
+            with pytest.raises(ValueError, match="round"):
+                log.row(bad)
+    assert read_rows(tmp_path) == [{"round": 3}]
+
+
+def test_columns_and_tags_correspond():
+    columns = ["val_mAP", "test_mAP_annotated", "train_loss", "labels_noise_f1", "seconds"]
+    columns += ["cost_bytes_up", "lr", "valley", "train", "learning_rate"]
+    tags = [tag_of(column) for column in columns]
+    assert tags[:6] == [
+        "val/mAP",
+        "test/mAP_annotated",
+        "train/loss",
+        "labels/noise_f1",
+        "cost/seconds",
+        "cost/bytes_up",
+    ]
+    assert tags[6:] == ["run/lr", "run/valley", "run/train", "run/learning_rate"]
+    assert [column_of(tag) for tag in tags] == columns
+
+
+def test_parameter_table_escapes_what_would_break_it():
+    assert parameter_table({"a": "x|y\nz"}).splitlines()[-1] == "| a | x\\|y z |"
+
+
+def picture(images: int, **changes) -> Figure:
+    arrays = {
+        "observed": np.array([[1, 0, np.nan, 1, np.nan, 0]]),
+        "target": np.array([[0.1, 0, 0.9, 1, 0, 0]]),
+        "status": np.array([[CORRECTED, OBSERVED, PSEUDO, OBSERVED, MISSING, OBSERVED]]),
+        "true": np.array([[0, 1, 0, 1, 1, 0.0]]),
+    } | changes
+    arrays = {name: np.repeat(array, images, axis=0) for name, array in arrays.items()}
+    pixels = np.zeros((images, 8, 8, 3), np.uint8)
+    classes = ["DR", "MH", "$x^$", "MYA", "RS", "A class with a very long name"]
+    return label_picture(pixels, classes=classes, **arrays)
+
+
+def lines_of(figure: Figure) -> list[tuple[str, ...]]:
+    """The texts beside the first picture, row by row, with their colour."""
+    texts = [(text.get_text(), text.get_color()) for text in figure.axes[1].texts]
+    rows = [texts[i : i + 4] for i in range(4, len(texts), 4)]
+    return [(*(text for text, _ in row), row[0][1]) for row in rows]
+
+
+def test_label_picture_colours_right_and_wrong():
+    lines = lines_of(picture(1))
+    assert lines[:5] == [
+        ("$x^$", "blank → 0.90", "0", "✗", WRONG),
+        ("MH", "0", "1", "✗", WRONG),
+        ("DR", "1 → 0.10", "0", "✓", RIGHT),
+        ("MYA", "1", "1", "✓", RIGHT),
+        ("RS", "blank", "1", "", "#767676"),
+    ]
+    assert lines[5][0] == "others: 1 right"
+
+
+def test_label_picture_shows_a_few_images_and_counts_the_rest():
+    assert sum(bool(axis.images) for axis in picture(9).axes) == 6
+    many = 3 * PICTURE_LINES
+    zeros = np.zeros((1, many))
+    figure = label_picture(
+        np.zeros((1, 8, 8, 3), np.uint8),
+        observed=zeros,
+        target=zeros,
+        status=np.full((1, many), OBSERVED),
+        true=zeros + 1,
+        classes=[f"class {i}" for i in range(many)],
+    )
+    lines = lines_of(figure)
+    assert len(lines) == PICTURE_LINES + 1
+    assert lines[-1][0] == f"others: {many - PICTURE_LINES} wrong"
+
+
+def test_label_picture_renders_without_truth(tmp_path):
+    figure = picture(2, true=np.full((1, 6), np.nan))
+    figure.savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+    assert {line[4] for line in lines_of(figure)} == {"#767676"}

@@ -1,0 +1,174 @@
+"""How good a client's labels have become, judged with the truth; called by the evaluator alone.
+
+All figures come from counts that add up over clients, so a pooled figure is the figure of all
+clients' images together. ``label_counts`` counts, ``pool`` adds and divides.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from utils_.labels import CORRECTED, PSEUDO, LabelState
+
+THRESHOLD = 0.5
+
+# figure: (count above the line, count below the line); left out when the latter is 0
+RATIOS = {
+    "noise_precision": ("flagged_and_noisy", "flagged_images"),
+    "noise_recall": ("flagged_and_noisy", "judged_noisy_images"),
+    "noise_f1": ("flagged_and_noisy_twice", "flagged_plus_noisy"),
+    "noise_auroc": ("noise_pairs_won", "noise_pairs"),
+    "noise_before": ("noisy_cells", "annotated_cells"),
+    "noise_remaining": ("wrong_cells", "trained_cells"),
+    "correction_precision": ("corrected_right", "corrected_judged"),
+    "flip_precision": ("flipped_right", "flipped_judged"),
+    "pseudo_accuracy": ("pseudo_right", "pseudo_judged"),
+    "pseudo_precision": ("pseudo_hits", "pseudo_claimed"),
+    "pseudo_recall": ("pseudo_hits", "pseudo_positives"),
+}
+REPORTED_COUNTS = ("flagged_images", "corrected_cells", "flipped_cells", "pseudo_cells")
+
+
+def label_diagnostics(
+    labels: LabelState,
+    *,
+    true: np.ndarray,
+    noise: np.ndarray,
+    noise_score: np.ndarray | None = None,
+    flagged: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Return the figures of one client: :func:`pool` of its :func:`label_counts`."""
+    counts = label_counts(labels, true=true, noise=noise, noise_score=noise_score, flagged=flagged)
+    return pool([counts])
+
+
+def label_counts(
+    labels: LabelState,
+    *,
+    true: np.ndarray,
+    noise: np.ndarray,
+    noise_score: np.ndarray | None = None,
+    flagged: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Count what a client's labels get right and wrong.
+
+    An image is noisy when any annotated cell differs from the truth; images without an annotated
+    cell of known truth are not judged. Targets count as present from 0.5 on, and only cells of
+    weight above 0 count, since training does not see the others.
+
+    Args:
+        labels: the client's labels, n images by C classes.
+        true: (n, C) of 0, 1 and NaN where the files give none; such cells are left out.
+        noise: (n, C) bool, cells where the observed value would differ from the true one.
+        noise_score: (n,) higher where the method finds an image more suspect, NaN where it has no
+            opinion; None when the method has no score.
+        flagged: (n,) bool, images that the method takes for noisy; None when it does not say.
+
+    Returns:
+        Counts for :func:`pool`, JSON-ready.
+
+    Raises:
+        ValueError: an array does not have the shape of the labels.
+    """
+    images = labels.observed.shape[:1]
+    _check_shapes(labels.observed.shape, true=true, noise=noise)
+    _check_shapes(images, noise_score=noise_score, flagged=flagged)
+    judged_cells = labels.annotated & ~np.isnan(true)
+    noisy_cells = judged_cells & noise
+    judged, noisy = judged_cells.any(axis=1), noisy_cells.any(axis=1)
+    counts = {"annotated_cells": judged_cells.sum(), "noisy_cells": noisy_cells.sum()}
+    counts |= _target_counts(labels, true)
+    if flagged is not None:
+        counts |= _flag_counts(np.asarray(flagged, dtype=bool) & judged, noisy)
+    if noise_score is not None:
+        scored = judged & ~np.isnan(noise_score)
+        counts |= _score_counts(np.asarray(noise_score)[scored], noisy[scored])
+    return {name: float(count) for name, count in counts.items()}
+
+
+def pool(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Add the counts of several clients (or rounds) and return the figures.
+
+    Undefined figures are left out: 0/0, or a method that neither flags nor scores images.
+
+    ============================== ==============================================================
+    noise_precision, _recall, _f1  flagged images against noisy images
+    noise_auroc                    share of pairs (noisy, clean) ranked right by the noise score;
+                                   pooled: pairs within a client only, because the scores of
+                                   different clients need not share a scale
+    noise_before, noise_remaining  share of wrong cells among the annotated: as observed, and in
+                                   the targets that training uses now
+    correction_precision           share of the corrected cells whose target equals the truth
+    flip_precision                 the same for cells whose class really changed (0 to 1, 1 to 0)
+    pseudo_accuracy                share of the pseudo-labels that equal the truth
+    pseudo_precision, _recall      of the positives among pseudo-labels (accuracy alone is mostly
+                                   about the many negatives)
+    ..._cells, flagged_images      counts
+    ============================== ==============================================================
+    """
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    figures = {
+        name: total[above] / total[below]
+        for name, (above, below) in RATIOS.items()
+        if total[below] > 0
+    }
+    return figures | {name: float(total[name]) for name in REPORTED_COUNTS if name in total}
+
+
+def _target_counts(labels: LabelState, true: np.ndarray) -> dict[str, int]:
+    """Targets against the truth: annotated, corrected, flipped and pseudo-labelled cells."""
+    known, present = ~np.isnan(true), true == 1
+    used = labels.weight > 0
+    now = labels.target >= THRESHOLD
+    right = known & (now == present)
+    trained = labels.annotated & used
+    corrected = used & (labels.status == CORRECTED)
+    flipped = trained & (now != (labels.observed >= THRESHOLD))
+    pseudo = used & (labels.status == PSEUDO)
+    counts = {
+        "trained_cells": trained & known,
+        "wrong_cells": trained & known & ~right,
+        "pseudo_claimed": pseudo & known & now,
+        "pseudo_positives": pseudo & present,
+        "pseudo_hits": pseudo & present & now,
+    }
+    for name, cells in (("corrected", corrected), ("flipped", flipped), ("pseudo", pseudo)):
+        counts |= {
+            f"{name}_cells": cells,
+            f"{name}_judged": cells & known,
+            f"{name}_right": cells & right,
+        }
+    return {name: np.count_nonzero(cells) for name, cells in counts.items()}
+
+
+def _flag_counts(flagged: np.ndarray, noisy: np.ndarray) -> dict[str, int]:
+    both = np.count_nonzero(flagged & noisy)
+    return {
+        "flagged_images": np.count_nonzero(flagged),
+        "judged_noisy_images": np.count_nonzero(noisy),
+        "flagged_and_noisy": both,
+        "flagged_and_noisy_twice": 2 * both,
+        "flagged_plus_noisy": np.count_nonzero(flagged) + np.count_nonzero(noisy),
+    }
+
+
+def _score_counts(score: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
+    """Pairs (noisy, clean) and how many the score ranks right, ties half (Mann-Whitney U)."""
+    clean = np.sort(score[~noisy])
+    below = np.searchsorted(clean, score[noisy], side="left")
+    up_to = np.searchsorted(clean, score[noisy], side="right")
+    return {
+        "noise_pairs": int(noisy.sum()) * len(clean),
+        "noise_pairs_won": float((below + up_to).sum()) / 2,
+    }
+
+
+def _check_shapes(shape: tuple[int, ...], **arrays: np.ndarray | None) -> None:
+    for name, array in arrays.items():
+        if array is not None and np.shape(array) != shape:
+            raise ValueError(f"{name} has shape {np.shape(array)}, the labels need {shape}")

@@ -1,0 +1,241 @@
+"""Multi-label metrics of the published tables, all classes at once; scikit-learn is not needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+THRESHOLD = 0.5
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What :func:`multilabel_metrics` returns.
+
+    Attributes:
+        overall: ``mAP``, ``macro_f1``, ``macro_recall``, ``macro_precision``,
+            ``balanced_accuracy``, ``macro_auroc``, ``hamming_loss``, ``ece``,
+            ``classes_evaluated``, ``classes_without_positives``.
+        per_class: (C,) arrays ``ap``, ``auroc``, ``precision``, ``recall``, ``f1``,
+            ``balanced_accuracy``, ``positives``, ``evaluated`` (images with a known cell).
+    """
+
+    overall: dict[str, float]
+    per_class: dict[str, np.ndarray]
+
+
+def multilabel_metrics(probability: np.ndarray, truth: np.ndarray) -> Metrics:
+    """Score probabilities of C findings on N images.
+
+    Per class, over the images whose cell is known: average precision and AUROC as scikit-learn
+    defines them (tied scores count as one threshold), and at threshold 0.5 (``>=``) precision,
+    recall and F1, where 0/0 counts as 0, and balanced accuracy, the mean of the true positive and
+    the true negative rate. AP of a class without positives is NaN; so are AUROC and balanced
+    accuracy of a class without positives or without negatives.
+
+    Means over classes leave out the classes without positives, for AUROC and balanced accuracy
+    also those without negatives. ``hamming_loss`` and ``ece`` go over every known cell. ``ece`` is
+    the expected calibration error (Guo et al., ICML 2017) of the probability of presence: the mean
+    over 15 bins of equal width, weighted by their cells, of |mean probability - share present|.
+    A mean over nothing is NaN.
+
+    Args:
+        probability: (N, C) float in [0, 1].
+        truth: (N, C) of 0, 1 and NaN = unknown.
+
+    Raises:
+        ValueError: shapes differ, a probability is not finite or outside [0, 1], or a truth value
+            is none of 0, 1, NaN.
+    """
+    probability = _checked_probability(probability)
+    positive, known = _checked_truth(truth, probability.shape)
+    evaluated = _count(known) if known is not None else np.full(positive.shape[1], len(positive))
+    positives = _count(positive)
+    ap, auroc = _ranking(probability, positive, known, negatives=evaluated - positives)
+    predicted = probability >= THRESHOLD
+    per_class = {"ap": ap, "auroc": auroc}
+    per_class |= _thresholded(predicted, positive, known, evaluated=evaluated)
+    per_class |= {"positives": positives, "evaluated": evaluated}
+    return Metrics(
+        _overall(per_class) | _over_cells(probability, predicted, positive, known), per_class
+    )
+
+
+def annotated_missing_means(per_class_ap: np.ndarray, annotated: np.ndarray) -> dict[str, float]:
+    """Compare the classes that a client annotates with those it does not.
+
+    ``mAP_annotated`` is the mean AP over all pairs (client, class) where the client annotates the
+    class, ``mAP_missing`` over all pairs where it does not; so a class counts once for each such
+    client. The model is the same for all clients. Classes without AP (NaN) are left out, and a key
+    is left out when no pair remains.
+
+    Args:
+        per_class_ap: (C,) AP, NaN where undefined.
+        annotated: (K, C) bool, True where client k annotates class c.
+    """
+    annotated = np.asarray(annotated, dtype=bool)
+    ap = np.broadcast_to(per_class_ap, annotated.shape)
+    defined = ~np.isnan(ap)
+    pairs = {"mAP_annotated": annotated & defined, "mAP_missing": ~annotated & defined}
+    return {name: float(ap[chosen].mean()) for name, chosen in pairs.items() if chosen.any()}
+
+
+def _checked_probability(probability: np.ndarray) -> np.ndarray:
+    probability = np.asarray(probability)
+    if probability.ndim != 2:
+        raise ValueError(f"probability has shape {probability.shape}, expected (N, C)")
+    if probability.dtype != np.float32:
+        probability = probability.astype(np.float64)
+    finite = np.isfinite(probability).all(axis=0)
+    if not finite.all():
+        raise ValueError(
+            f"non-finite probabilities in {int((~finite).sum())} of {finite.size} classes"
+        )
+    if probability.size and (probability.min() < 0 or probability.max() > 1):
+        raise ValueError("probabilities outside [0, 1]; pass sigmoids, not logits")
+    return probability
+
+
+def _checked_truth(
+    truth: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return where the class is present and which cells are known; None when all are."""
+    truth = np.asarray(truth)
+    if truth.shape != shape:
+        raise ValueError(f"truth has shape {truth.shape}, probability {shape}")
+    positive = truth == 1
+    known = positive | (truth == 0)
+    if known.all():
+        return positive, None
+    if not np.isnan(truth[~known]).all():
+        raise ValueError("truth holds values other than 0, 1 and NaN")
+    return positive, known
+
+
+def _ranking(
+    probability: np.ndarray,
+    positive: np.ndarray,
+    known: np.ndarray | None,
+    *,
+    negatives: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average precision and AUROC of each class from one sort of all cells."""
+    classes, positives = positive.shape[1], _count(positive)
+    column, rank, hits = _thresholds(probability, positive, known)
+    first = np.ones(len(column), dtype=bool)
+    first[1:] = column[1:] != column[:-1]
+    hits_before = np.where(first, 0, np.roll(hits, 1))
+    misses = rank - hits
+    misses_before = np.where(first, 0, np.roll(misses, 1))
+    area = np.bincount(column, (hits - hits_before) * (hits / rank), minlength=classes)
+    # Each negative beats the positives ranked above it and ties with half of its own group.
+    pairs = np.bincount(
+        column, (misses - misses_before) * (hits + hits_before) / 2, minlength=classes
+    )
+    return _ratio(area, positives), _ratio(pairs, positives * negatives)
+
+
+def _thresholds(
+    probability: np.ndarray, positive: np.ndarray, known: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """List every distinct probability of every class, from high to low.
+
+    Returns:
+        The class, the number of images at or above it, and how many of them are positive.
+    """
+    keys = _sort_keys(probability, positive)
+    if known is not None:
+        unknown = np.iinfo(keys.dtype).max - 1
+        keys[~known.T] = unknown
+    keys.sort(axis=1)
+    last_of_ties = np.ones(keys.shape, dtype=bool)
+    last_of_ties[:, :-1] = (keys[:, 1:] ^ keys[:, :-1]) > 1
+    if known is not None:
+        last_of_ties &= keys != unknown
+    hits = np.cumsum(keys & 1, axis=1, dtype=np.int64)
+    cells = np.flatnonzero(last_of_ties)
+    column = cells // max(keys.shape[1], 1)
+    return column, cells - column * keys.shape[1] + 1, hits.ravel()[cells]
+
+
+def _sort_keys(probability: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """(C, N) unsigned integers ascending as the probability descends; the lowest bit is the label.
+
+    The bits of non-negative floats order as the floats do, so that sorting plain integers, which is
+    several times faster than an argsort, carries the labels along.
+    """
+    unsigned = np.uint32 if probability.dtype == np.float32 else np.uint64
+    bits = np.add(probability.T, 0, order="C").view(unsigned)  # + 0 turns -0.0 into 0.0
+    one = np.ones(1, dtype=probability.dtype).view(unsigned)
+    return ((one - bits) << 1) | positive.T
+
+
+def _thresholded(
+    predicted: np.ndarray,
+    positive: np.ndarray,
+    known: np.ndarray | None,
+    *,
+    evaluated: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Precision, recall, F1 and balanced accuracy of each class at the threshold."""
+    hits, positives = _count(predicted & positive), _count(positive)
+    claimed = _count(predicted if known is None else predicted & known)
+    negatives = evaluated - positives
+    sensitivity = _ratio(hits, positives)
+    specificity = _ratio(negatives - (claimed - hits), negatives)
+    return {
+        "precision": _ratio(hits, claimed, undefined=0),
+        "recall": _ratio(hits, positives, undefined=0),
+        "f1": _ratio(2 * hits, claimed + positives, undefined=0),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+    }
+
+
+def _overall(per_class: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over the classes that have positives (and negatives, where the metric needs them)."""
+    present = per_class["positives"] > 0
+    both = present & (per_class["positives"] < per_class["evaluated"])
+    return {
+        "mAP": _mean(per_class["ap"][present]),
+        "macro_f1": _mean(per_class["f1"][present]),
+        "macro_recall": _mean(per_class["recall"][present]),
+        "macro_precision": _mean(per_class["precision"][present]),
+        "balanced_accuracy": _mean(per_class["balanced_accuracy"][both]),
+        "macro_auroc": _mean(per_class["auroc"][both]),
+        "classes_evaluated": float(present.sum()),
+        "classes_without_positives": float((~present).sum()),
+    }
+
+
+def _over_cells(
+    probability: np.ndarray, predicted: np.ndarray, positive: np.ndarray, known: np.ndarray | None
+) -> dict[str, float]:
+    """Hamming loss and expected calibration error over all known cells."""
+    if known is None:
+        known = np.s_[:]
+    probability, positive = probability[known].ravel(), positive[known].ravel()
+    if not probability.size:
+        return {"hamming_loss": float("nan"), "ece": float("nan")}
+    bins = np.minimum((probability * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, probability - positive.astype(probability.dtype))
+    return {
+        "hamming_loss": float((predicted[known].ravel() != positive).mean()),
+        "ece": float(np.abs(gap).sum() / probability.size),
+    }
+
+
+def _count(cells: np.ndarray) -> np.ndarray:
+    return np.count_nonzero(cells, axis=0).astype(np.int64)
+
+
+def _ratio(
+    numerator: np.ndarray, denominator: np.ndarray, *, undefined: float = np.nan
+) -> np.ndarray:
+    out = np.full(denominator.shape, undefined, dtype=np.float64)
+    return np.divide(numerator, denominator, out=out, where=denominator > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
