@@ -169,7 +169,7 @@ def test_bad_input_is_refused(probability, truth, message):
 
 
 def test_annotated_and_missing_means_go_over_pairs():
-    annotated = np.array([[True, True, False, True], [True, False, False, True]])
+    annotated = np.array([[True, True, False, True], [True, False, False, False]])
     means = annotated_missing_means(np.array([0.2, 0.4, 0.6, np.nan]), annotated)
     assert means == pytest.approx(
         {"mAP_annotated": (0.2 + 0.4 + 0.2) / 3, "mAP_missing": (0.6 + 0.4 + 0.6) / 3}

@@ -123,41 +123,42 @@ def _ranking(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and AUROC of each class from one sort of all cells."""
     classes, positives = positive.shape[1], _count(positive)
-    column, rank, hits = _thresholds(probability, positive, known)
+    column, above, rank, hits = _thresholds(probability, positive, known)
     first = np.ones(len(column), dtype=bool)
     first[1:] = column[1:] != column[:-1]
     hits_before = np.where(first, 0, np.roll(hits, 1))
-    misses = rank - hits
-    misses_before = np.where(first, 0, np.roll(misses, 1))
-    area = np.bincount(column, (hits - hits_before) * (hits / rank), minlength=classes)
-    # Each negative beats the positives ranked above it and ties with half of its own group.
-    pairs = np.bincount(
-        column, (misses - misses_before) * (hits + hits_before) / 2, minlength=classes
-    )
+    gained = hits - hits_before
+    area = np.bincount(column, gained * (hits / rank), minlength=classes)
+    # A positive beats the negatives ranked below it and ties with half of its own group's.
+    lost = (above - hits_before + rank - hits) / 2
+    pairs = np.bincount(column, gained * (negatives[column] - lost), minlength=classes)
     return _ratio(area, positives), _ratio(pairs, positives * negatives)
 
 
 def _thresholds(
     probability: np.ndarray, positive: np.ndarray, known: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """List every distinct probability of every class, from high to low.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """List every distinct probability that a positive has, class by class, from high to low.
 
     Returns:
-        The class, the number of images at or above it, and how many of them are positive.
+        The class, the number of images above, the number at or above, and the positives at or
+        above.
     """
     keys = _sort_keys(probability, positive)
     if known is not None:
-        unknown = np.iinfo(keys.dtype).max - 1
-        keys[~known.T] = unknown
+        keys[~known.T] = np.iinfo(keys.dtype).max - 1  # behind all others, label bit 0
     keys.sort(axis=1)
     last_of_ties = np.ones(keys.shape, dtype=bool)
     last_of_ties[:, :-1] = (keys[:, 1:] ^ keys[:, :-1]) > 1
-    if known is not None:
-        last_of_ties &= keys != unknown
-    hits = np.cumsum(keys & 1, axis=1, dtype=np.int64)
-    cells = np.flatnonzero(last_of_ties)
-    column = cells // max(keys.shape[1], 1)
-    return column, cells - column * keys.shape[1] + 1, hits.ravel()[cells]
+    ends, labels = np.flatnonzero(last_of_ties), (keys & 1).ravel()
+    # Within ties the label bit sorts positives last, so a group with one ends in one.
+    chosen = np.flatnonzero(labels[ends])
+    starts = np.where(chosen > 0, ends[chosen - 1] + 1, 0)
+    column = ends[chosen] // max(keys.shape[1], 1)
+    row_start = column * keys.shape[1]
+    positives_so_far = np.cumsum(labels, dtype=np.int64)
+    hits = positives_so_far[ends[chosen]] - np.append(0, _count(positive).cumsum())[column]
+    return column, starts - row_start, ends[chosen] + 1 - row_start, hits
 
 
 def _sort_keys(probability: np.ndarray, positive: np.ndarray) -> np.ndarray:
@@ -167,8 +168,9 @@ def _sort_keys(probability: np.ndarray, positive: np.ndarray) -> np.ndarray:
     several times faster than an argsort, carries the labels along.
     """
     unsigned = np.uint32 if probability.dtype == np.float32 else np.uint64
-    bits = np.add(probability.T, 0, order="C").view(unsigned)  # + 0 turns -0.0 into 0.0
+    bits = np.ascontiguousarray(probability.T).view(unsigned)
     one = np.ones(1, dtype=probability.dtype).view(unsigned)
+    # The shift also drops the sign bit, so that -0.0 ties with 0.0.
     return ((one - bits) << 1) | positive.T
 
 

@@ -94,13 +94,8 @@ class RunLog:
                 self._writer.add_scalar(tag_of(column), value, self.rows[-1]["round"])
         self._writer.flush()
 
-    def clients(self, round: int, values: Mapping[int, Mapping[str, float]]) -> None:
-        """Write numbers of single clients to TensorBoard alone, under ``clients/<k>/<name>``."""
-        for client, numbers in values.items():
-            self.scalars(f"clients/{client}", numbers, step=round)
-
     def scalars(self, group: str, values: Mapping[str, float], *, step: int) -> None:
-        """Write numbers to TensorBoard alone, under ``<group>/<name>``."""
+        """Write numbers to TensorBoard alone, e.g. of one client under ``clients/3/<name>``."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
