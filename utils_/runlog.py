@@ -67,8 +67,10 @@ class RunLog:
         self._lines: list[str] = []
         for row in history or ():
             self._append(row)
-        if history is not None:
+        if self.rows:
             self._write_table()
+        elif history is not None:  # resumed before the first checkpoint
+            (self.folder / METRICS_FILE).unlink(missing_ok=True)
         self._start = int(self.rows[-1]["round"]) + 1 if self.rows else 0
         self._writer = SummaryWriter(
             str(self.folder),
