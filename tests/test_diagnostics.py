@@ -173,6 +173,14 @@ def test_garbage_in_cells_without_weight_or_truth_changes_nothing():
     assert label_counts(**client) == counts
 
 
+def test_a_client_that_reads_the_truth_has_no_noise():
+    client = random_client(7)
+    client["labels"] = LabelState(client["true"])
+    figures = label_diagnostics(**client)
+    assert client["noise"].any() and figures["noise_before"] == figures["noise_remaining"] == 0
+    assert figures["noise_precision"] == 0 and "noise_recall" not in figures
+
+
 def test_images_without_a_score_are_left_out():
     client = random_client(6)
     counts = label_counts(**client)

@@ -46,7 +46,7 @@ def wait_for_next_file_name() -> None:
 
 def test_columns_may_grow_and_keep_their_order(tmp_path):
     with RunLog(tmp_path) as log:
-        log.row({"round": 0.0, "train_loss": 0.7, "val_mAP": 0.3, "cost_bytes_up": 12, "lr": 0.1})
+        log.row({"round": 0.0, "train_loss": 0.7, "val_mAP": 0.3, "bytes_up": 12, "lr": 0.1})
         log.row({"round": 1, "labels_noise_recall": 0.5, "test_mAP": 0.2, "seconds": 1.5})
         log.row({"round": 2, "val_mAP": 0.4, "val_macro_f1": 0.1, "train_loss": 0.6})
     table = pd.read_csv(tmp_path / "metrics.csv")
@@ -58,7 +58,7 @@ def test_columns_may_grow_and_keep_their_order(tmp_path):
         "val_macro_f1",
         "test_mAP",
         "labels_noise_recall",
-        "cost_bytes_up",
+        "bytes_up",
         "lr",
     ]
     assert table["round"].tolist() == [0, 1, 2]
@@ -188,7 +188,7 @@ def test_a_round_is_written_once(tmp_path):
 
 def test_columns_and_tags_correspond():
     columns = ["val_mAP", "test_mAP_annotated", "train_loss", "labels_noise_f1", "seconds"]
-    columns += ["cost_bytes_up", "lr", "valley", "train", "learning_rate"]
+    columns += ["bytes_up", "lr", "valley", "train", "learning_rate"]
     tags = [tag_of(column) for column in columns]
     assert tags[:6] == [
         "val/mAP",

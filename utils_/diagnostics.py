@@ -62,7 +62,8 @@ def label_counts(
     Args:
         labels: the client's labels, n images by C classes.
         true: (n, C) of 0, 1 and NaN where the files give none; such cells are left out.
-        noise: (n, C) bool, cells where the observed value would differ from the true one.
+        noise: (n, C) bool, cells that the simulation made wrong; one counts where this client
+            really reads the wrong value (the clean-label bound does not).
         noise_score: (n,) higher where the method finds an image more suspect, NaN where it has no
             opinion; None when the method has no score.
         flagged: (n,) bool, images that the method takes for noisy; None when it does not say.
@@ -77,7 +78,7 @@ def label_counts(
     _check_shapes(labels.observed.shape, true=true, noise=noise)
     _check_shapes(images, noise_score=noise_score, flagged=flagged)
     judged_cells = labels.annotated & ~np.isnan(true)
-    noisy_cells = judged_cells & noise
+    noisy_cells = judged_cells & noise & (labels.observed != true)
     judged, noisy = judged_cells.any(axis=1), noisy_cells.any(axis=1)
     counts = {"annotated_cells": judged_cells.sum(), "noisy_cells": noisy_cells.sum()}
     counts |= _target_counts(labels, true)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS_FILE = "metrics.csv"
-GROUPS = ("train", "val", "test", "labels", "cost")
-TAG_ORDER = (*GROUPS, "run")
+GROUPS = ("train", "val", "test", "labels")
+TAG_ORDER = (*GROUPS, "cost", "run")
+COSTS = ("seconds", "bytes")
 FLUSH_SECONDS = 10
 
 # What TensorBoard's "Custom scalars" tab draws together: {chart: tags}; tags are regular
@@ -179,19 +180,19 @@ def read_rows(folder: Path) -> list[dict[str, float]]:
 def tag_of(column: str) -> str:
     """Return the TensorBoard tag of a column of ``metrics.csv``.
 
-    ``<group>_<name>`` is ``<group>/<name>`` for the groups train, val, test, labels and cost;
-    ``seconds`` is ``cost/seconds``, and any other column ``run/<column>``.
+    ``<group>_<name>`` is ``<group>/<name>`` for the groups train, val, test and labels; a column
+    that starts with seconds or bytes is ``cost/<column>``, and any other ``run/<column>``.
     """
     group, _, name = column.partition("_")
     if group in GROUPS and name:
         return f"{group}/{name}"
-    return "cost/seconds" if column == "seconds" else f"run/{column}"
+    return f"cost/{column}" if column.startswith(COSTS) else f"run/{column}"
 
 
 def column_of(tag: str) -> str:
     """Return the column of a tag: the inverse of :func:`tag_of`."""
     group, _, name = tag.partition("/")
-    return f"{group}_{name}" if group in GROUPS and tag != "cost/seconds" else name
+    return f"{group}_{name}" if group in GROUPS else name
 
 
 def parameter_table(parameters: Mapping[str, object]) -> str:
