@@ -47,7 +47,7 @@ class Augmenter:
         """Augment a (B, H, W, 3) uint8 batch; the draws come from ``generator`` (CPU)."""
         draws = torch.rand(len(images), 12, generator=generator).to(images.device)
         batch = images.permute(0, 3, 1, 2).float().div_(255)
-        if strength.hue or strength.brightness:
+        if any((strength.brightness, strength.contrast, strength.saturation, strength.hue)):
             batch = jitter_colour(batch, draws[:, 8:], strength)
         # Normalised before the warp: the border mode repeats edge pixels, so no colour is added.
         return warp(self._normalise(batch), draws[:, :8], strength)

@@ -58,11 +58,12 @@ def split_noisy(
         return _nothing(len(features), reason)
     centre, spread = features.mean(axis=0), features.std(axis=0)
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
     mixture = GaussianMixture(2, covariance_type="full", random_state=seed % 2**32, reg_covar=1e-4)
-    posterior = mixture.fit((features - centre) / spread).predict_proba(
-        (features - centre) / spread
-    )
+    scaled = (features - centre) / spread
+    with threadpool_limits(1):  # the sums must not depend on the number of cores
+        posterior = mixture.fit(scaled).predict_proba(scaled)
     noisy = int(np.argmin(mixture.means_[:, 0]))
     gap = mixture.means_[1 - noisy] - mixture.means_[noisy]
     if gap[0] < min_gap or -gap[1] < min_gap:
