@@ -38,6 +38,11 @@ class Plan:
     buffers: str
     seed: int
 
+    @property
+    def clients_per_round(self) -> int:
+        """At least one; the small term is for shares such as 0.29, whose product is 28.99..."""
+        return max(1, int(self.fraction * self.clients + 1e-9))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -85,9 +90,9 @@ class Method:
 
     def select(self, server: Server) -> list[int]:
         """Clients of this round, in ascending order."""
-        count = max(1, int(self.plan.fraction * self.plan.clients))
         draw = derive(self.plan.seed, "select", server.round)
-        return sorted(draw.choice(self.plan.clients, count, replace=False).tolist())
+        chosen = draw.choice(self.plan.clients, self.plan.clients_per_round, replace=False)
+        return sorted(chosen.tolist())
 
     def extras(self, server: Server) -> dict[str, np.ndarray]:
         """Arrays sent to the clients beside the model."""
