@@ -1,0 +1,100 @@
+"""The datasets by name. Whatever the files, loading gives uint8 images and a label table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from utils_.datasets.base import ImageDataset
+from utils_.datasets.csv_layout import load_csv, load_mured, load_odir
+from utils_.datasets.decode import FITS
+from utils_.datasets.isic import load_isic
+from utils_.datasets.listing import Options
+from utils_.errors import UserError, nearest
+
+Loader = Callable[[Options], ImageDataset]
+DATA = Path(__file__).resolve().parents[2] / "data"
+MAX_IMAGE_SIZE = 4096
+
+
+def _load_synthetic(options: Options) -> ImageDataset:
+    """Draw fundus-like images with the shape of MuReD; needs no file."""
+    from utils_.datasets.synthetic import load_synthetic
+
+    return load_synthetic(
+        image_size=options.image_size,
+        data_seed=options.data_seed,
+        train_images=options.train_images,
+        test_images=options.test_images,
+        cache_dir=options.cache_dir or options.data_dir / ".cache",
+        labels_only=options.labels_only,
+    )
+
+
+DATASETS: dict[str, Loader] = {
+    "synthetic": _load_synthetic,
+    "csv": load_csv,
+    "mured": load_mured,
+    "odir": load_odir,
+    "isic": load_isic,
+}
+
+
+def load(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int = 64,
+    cache_dir: Path | None = None,
+    fit: str = "crop",
+    skip_bad_images: bool = False,
+    data_seed: int = 1,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+    labels_only: bool = False,
+) -> ImageDataset:
+    """Load a dataset. Rows are in the order of its label files: train, val, test.
+
+    Args:
+        name: a key of DATASETS.
+        data_dir: its folder; None = ``data/<name>`` (``csv`` has no default).
+        image_size: edge of the square images in pixels, 8 to 4096.
+        cache_dir: where decoded images are kept; None = ``.cache`` in the dataset's folder.
+        fit: ``crop`` (centre) or ``pad`` (black); the aspect ratio is kept in both.
+        skip_bad_images: leave out images that cannot be read, instead of stopping.
+        data_seed: seed of ``synthetic``.
+        train_images: size of the training part of ``synthetic``; None = as MuReD, 1,764.
+        test_images: size of the test part of ``synthetic``; None = as MuReD, 444.
+        workers: processes that decode images.
+        quiet: no progress bar.
+        labels_only: open no image and write nothing, for a dry run; images are then all 0 and
+            ``image_key`` is empty.
+
+    Raises:
+        UserError: unknown name, value out of range, absent or wrong files, images that cannot be
+            read, a cache that cannot be written.
+    """
+    if name not in DATASETS:
+        raise UserError(f"--dataset: unknown dataset '{name}'; {nearest(name, DATASETS)}")
+    if fit not in FITS:
+        raise UserError(f"--fit: unknown value '{fit}'; {nearest(fit, FITS)}")
+    if not 8 <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(f"--image-size: {image_size} is outside 8 to {MAX_IMAGE_SIZE}")
+    if data_dir is None and name != "csv":
+        data_dir = DATA / name
+    options = Options(
+        data_dir=None if data_dir is None else Path(data_dir),
+        image_size=image_size,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        fit=fit,
+        skip_bad_images=skip_bad_images,
+        data_seed=data_seed,
+        train_images=train_images,
+        test_images=test_images,
+        workers=workers,
+        quiet=quiet,
+        labels_only=labels_only,
+    )
+    return DATASETS[name](options)

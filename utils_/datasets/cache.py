@@ -1,0 +1,347 @@
+"""Images decoded and resized once, then memory-mapped; checked whenever they are opened."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from utils_.datasets.cache_index import CacheIndex, Signature, signature
+from utils_.datasets.decode import Decoded, content_digest, decode_files, problem_of
+from utils_.errors import UserError
+from utils_.files import write_text
+
+LOGGER = logging.getLogger("fednml")
+FORMAT = 1  # to be raised whenever the same file gives other pixels
+SMALL_BYTES = 4 * 2**20  # this much is decoded before a reader process has started
+BLOCK_BYTES = 16 * 2**20
+NAMES_SHOWN = 10
+DAY = 86400
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """Which images are wanted, and how.
+
+    Attributes:
+        folder: where the files lie.
+        files: their paths below ``folder``.
+        cache_dir: where the cache lies; created when needed.
+        image_size: edge in pixels.
+        fit: ``crop`` or ``pad``, see decode.
+        skip_bad_images: leave out what cannot be decoded instead of stopping.
+        workers: processes that decode.
+        quiet: no progress bar.
+    """
+
+    folder: Path
+    files: Sequence[str]
+    cache_dir: Path
+    image_size: int
+    fit: str = "crop"
+    skip_bad_images: bool = False
+    workers: int = 1
+    quiet: bool = False
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all files, as text because thousands of Path objects are slow."""
+        return [f"{self.folder}{os.sep}{file}" for file in self.files]
+
+    def shape(self, images: int) -> tuple[int, int, int, int]:
+        """Return the shape of the array of so many images."""
+        return (images, self.image_size, self.image_size, 3)
+
+    @property
+    def slot(self) -> str:
+        """What is asked for, whatever the images contain."""
+        names = hashlib.sha256("\n".join(self.files).encode("utf-8", "surrogatepass"))
+        return f"{names.hexdigest()[:16]}-{self.image_size}-{self.fit}"
+
+
+@dataclass(frozen=True)
+class CachedImages:
+    """What :func:`load_images` gives.
+
+    Attributes:
+        images: (n, size, size, 3) uint8, memory-mapped, read-only.
+        rows: (n,) ascending, which of the requested files they are; all, unless bad are skipped.
+        key: hex digest of the contents in order, the size and the fit.
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    key: str
+
+
+def load_images(request: ImageRequest) -> CachedImages:
+    """Return the images from the cache, which is built first where it is absent, stale or damaged.
+
+    The cache file is named by the content of the images (never by labels), so two folders with the
+    same images share one and a changed image leads to another. Its length and CRC-32 are checked.
+
+    Raises:
+        UserError: images are missing or broken (all are named), or the cache cannot be written.
+    """
+    signatures = [signature(path) for path in request.paths]
+    index = CacheIndex(request.cache_dir, request.folder)
+    digests = index.recall(request.files, signatures)
+    if any(request.cache_dir.glob("*.npy")):
+        _hash_unknown(request, signatures, digests)
+    problems = {row: "missing" for row, found in enumerate(signatures) if found is None}
+    problems |= _recheck(request, index, digests)
+    rows = [row for row in range(len(request.files)) if row not in problems]
+    contents = [digests[row] for row in rows]
+    if rows and None not in contents:
+        key = _key(request, contents)
+        images = _open(request.cache_dir / f"{key}.npy", request.shape(len(rows)))
+        if images is not None:
+            _judge(request, problems)
+            _remember(request, index, key, signatures, digests, problems)
+            return CachedImages(images, np.array(rows), key)
+    if not request.skip_bad_images and index.decoded.issuperset(contents):
+        _judge(request, problems)  # all are known: stop before decoding instead of after it
+    with _writing(request.cache_dir):
+        return _build(request, index, signatures)
+
+
+def _build(
+    request: ImageRequest, index: CacheIndex, signatures: Sequence[Signature | None]
+) -> CachedImages:
+    """Decode all files into a new cache file, then give it the name of its content."""
+    begin = time.perf_counter()
+    present = [row for row, found in enumerate(signatures) if found is not None]
+    problems = {row: "missing" for row, found in enumerate(signatures) if found is None}
+    digests: list[str | None] = [None] * len(signatures)
+    with _new_file(request.cache_dir) as temporary:
+        offset = _allocate(temporary, request.shape(len(present)))
+        for row, (digest, problem) in zip(
+            present, _decode(request, present, signatures, temporary, offset), strict=True
+        ):
+            digests[row] = digest or None
+            if problem:
+                problems[row] = problem
+        rows = _judge(request, problems)
+        if len(rows) < len(present):
+            _keep(temporary, np.searchsorted(present, rows))
+        key = _key(request, [digests[row] for row in rows])
+        path = request.cache_dir / f"{key}.npy"
+        _publish(temporary, path)
+    _remember(request, index, key, signatures, digests, problems)
+    LOGGER.info("decoded %d images in %.1f s: %s", len(rows), time.perf_counter() - begin, path)
+    return CachedImages(np.load(path, mmap_mode="r"), rows, key)
+
+
+def _hash_unknown(
+    request: ImageRequest, signatures: Sequence[Signature | None], digests: list[str | None]
+) -> None:
+    """Fill in the digests of files that have not been seen as they are, by reading them."""
+
+    def digest(row: int) -> str | None:
+        try:
+            return content_digest(Path(paths[row]).read_bytes())
+        except OSError:
+            return None  # stays unknown; the decoder will report it
+
+    paths = request.paths
+    unknown = [row for row, found in enumerate(signatures) if found and digests[row] is None]
+    with ThreadPoolExecutor(max(1, request.workers)) as threads:
+        for row, value in zip(unknown, threads.map(digest, unknown), strict=True):
+            digests[row] = value
+
+
+def _recheck(request: ImageRequest, index: CacheIndex, digests: list[str | None]) -> dict[int, str]:
+    """Return the files that failed before and still do: a newer decoder may read them."""
+    paths = request.paths if index.bad else []
+    again = [row for row, digest in enumerate(digests) if digest in index.bad]
+    found = {
+        row: problem_of(paths[row], image_size=request.image_size, fit=request.fit) for row in again
+    }
+    return {row: problem for row, problem in found.items() if problem}
+
+
+def _judge(request: ImageRequest, problems: dict[int, str]) -> np.ndarray:
+    """Return the rows without problem; stop, or log, where there are others."""
+    total = len(request.files)
+    rows = np.array([row for row in range(total) if row not in problems], dtype=np.int64)
+    if not problems:
+        return rows
+    named = [f"{request.files[row]} ({problems[row]})" for row in sorted(problems)]
+    if request.skip_bad_images and len(rows):
+        LOGGER.warning("left out %d of %d images: %s", len(named), total, ", ".join(named))
+        return rows
+    more = f" and {len(named) - NAMES_SHOWN} more" if len(named) > NAMES_SHOWN else ""
+    advice = "replace them" if request.skip_bad_images else "replace them or add --skip-bad-images"
+    raise UserError(
+        f"{request.folder}: {len(named)} of {total} images cannot be used: "
+        f"{', '.join(named[:NAMES_SHOWN])}{more}; {advice}"
+    )
+
+
+def _key(request: ImageRequest, digests: Sequence[str]) -> str:
+    head = f"{FORMAT} {request.image_size} {request.fit}"
+    return hashlib.sha256("\n".join([head, *digests]).encode()).hexdigest()[:32]
+
+
+def _remember(
+    request: ImageRequest,
+    index: CacheIndex,
+    key: str,
+    signatures: Sequence[Signature | None],
+    digests: Sequence[str | None],
+    problems: dict[int, str],
+) -> None:
+    bad = {digest for row in problems if (digest := digests[row])}
+    index.note(request.files, signatures, digests, bad=bad)
+    index.use(request.slot, key)
+    try:
+        index.save()
+    except OSError as error:  # a cache folder shared read-only is fine, only a little slower
+        LOGGER.info("%s: the index cannot be written (%s)", request.cache_dir, error.strerror)
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the memory-mapped images, or None if the file is absent or (logged) damaged."""
+    try:
+        wanted = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if path.stat().st_size != wanted["bytes"]:
+            raise ValueError("wrong length")
+        if _checksum(path) != wanted["crc32"]:
+            raise ValueError("wrong checksum")
+        images = np.load(path, mmap_mode="r")
+        if images.shape != shape or images.dtype != np.uint8:
+            raise ValueError(f"shape {images.shape} of {images.dtype}")
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        if path.exists():
+            LOGGER.warning("%s is damaged (%s): building it again", path, error)
+        return None
+    return images
+
+
+def _checksum(path: Path) -> int:
+    """Return the CRC-32 of a file, about 1 GB/s."""
+    value, block = 0, bytearray(BLOCK_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            value = zlib.crc32(memoryview(block)[:count], value)
+    return value
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Create ``folder``; if the block fails, remove it again and explain disk errors."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{folder}: the image cache cannot be written ({error.strerror or error}); "
+                "make room there or name another folder with --cache-dir"
+            ) from error
+        raise
+
+
+@contextmanager
+def _new_file(folder: Path) -> Iterator[Path]:
+    """Yield a path for a file that is removed at the end unless it was renamed."""
+    for old in folder.glob(".*.npy.tmp"):  # left by processes that were killed
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > DAY:
+                old.unlink()
+    path = folder / f".{os.getpid()}-{time.monotonic_ns()}.npy.tmp"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> int:
+    """Create an .npy file of zeros and return where its data begin."""
+    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free",
+            str(path.parent),
+        )
+    with path.open("xb") as file:
+        offset = _write_header(file, shape)
+        file.truncate(offset + needed)
+    return offset
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+
+def _decode(
+    request: ImageRequest,
+    present: Sequence[int],
+    signatures: Sequence[Signature | None],
+    output: Path,
+    offset: int,
+) -> list[Decoded]:
+    from tqdm import tqdm
+
+    paths = request.paths
+    small = sum(signatures[row][0] for row in present) < SMALL_BYTES
+    # No bar where nobody watches: a run that stops on bad images writes one line to stderr.
+    hidden = True if request.quiet else None
+    with tqdm(
+        total=len(present), desc="images", unit="image", disable=hidden, delay=0.5, leave=False
+    ) as bar:
+        return decode_files(
+            [paths[row] for row in present],
+            output=output,
+            offset=offset,
+            image_size=request.image_size,
+            fit=request.fit,
+            workers=1 if small else request.workers,
+            progress=bar.update,
+        )
+
+
+def _keep(path: Path, rows: np.ndarray) -> None:
+    """Reduce an .npy file of images to some of its rows."""
+    images = np.load(path, mmap_mode="r")
+    block = max(1, BLOCK_BYTES // images[0].nbytes)
+    with _new_file(path.parent) as temporary:
+        with temporary.open("xb") as file:  # not through a memory map, which dies on a full disk
+            _write_header(file, (len(rows), *images.shape[1:]))
+            for first in range(0, len(rows), block):
+                file.write(images[rows[first : first + block]].data)
+        temporary.replace(path)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name and its checksum."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    check = {"bytes": temporary.stat().st_size, "crc32": _checksum(temporary)}
+    temporary.replace(path)
+    try:
+        write_text(path.with_suffix(".json"), json.dumps(check))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
