@@ -232,9 +232,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state.get("state_dict", state)
+        state = state.get("state_dict", state)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # any reader's complaint means the same to the user
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(
             f"--weights {path}: cannot be read as a state dict ({reason}); "
             "give a .safetensors file or a .pt file saved with torch.save(state_dict)"
