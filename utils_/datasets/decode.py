@@ -216,6 +216,8 @@ def _decode_into(image: np.ndarray, path: str, fit: str) -> Decoded:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if image.format == "TIFF":  # turned while loading; Pillow 10.0 would turn it once more
+        return image
     with suppress(SyntaxError):  # Pillow's error for EXIF it cannot parse; the pixels are fine
         ImageOps.exif_transpose(image, in_place=True)
     return image
