@@ -104,7 +104,7 @@ class ParallelRunner:
         for connection in self._connections:
             connection.close()
         for process in self._processes:
-            process.terminate()
+            process.kill()
             process.join()
 
 
@@ -112,8 +112,8 @@ def _work(
     connection: Connection, clients: Sequence[Client], method: Method, model: FlatModel
 ) -> None:
     """A worker's life: train what arrives until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent decides
     parent = multiprocessing.parent_process().sentinel
     while connection in wait([connection, parent]):
         try:
