@@ -21,7 +21,7 @@ from src import main_fednml
 from src.config import Config, resolve
 from src.messages import Broadcast, Report
 from src.methods.base import Plan
-from src.simulation import Simulation
+from src.simulation import Simulation, build_model
 from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
 from utils_.rng import derive
 from utils_.scenario import Scenario
@@ -91,7 +91,7 @@ def make_scenario(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Scenario:
-    """Deal the training images in turn; ``mask``: none, or classes or cells, half of them hidden."""
+    """Deal the training images in turn; ``mask``: none, classes or cells, half of them hidden."""
     client = np.where(dataset.part == TRAIN, np.arange(len(dataset.part)) % clients, -1)
     draw = derive(seed, "scenario")
     flips = (draw.random(dataset.labels.shape) < noise) & (client >= 0)[:, None]
@@ -130,6 +130,7 @@ class NoLog:
 
     def row(self, scalars: dict) -> None: ...
     def scalars(self, group: str, values: dict, *, step: int) -> None: ...
+    def figure(self, tag: str, figure: Any, *, step: int) -> None: ...
     def pr_curves(self, *arguments: Any, **options: Any) -> None: ...
 
 
@@ -181,6 +182,12 @@ def _extras(message: Broadcast | Report) -> dict[str, bytes]:
     return {name: _bits(array) for name, array in message.extras.items()}
 
 
+def make_simulation(config: Config, dataset: ImageDataset, scenario: Scenario) -> Simulation:
+    """A simulation before its first round."""
+    model = build_model(config, classes=len(dataset.classes))
+    return Simulation(config, dataset, scenario, model)
+
+
 def simulate(
     config: Config,
     dataset: ImageDataset,
@@ -197,7 +204,7 @@ def simulate(
         prepare: called once before the first round.
         folder: where checkpoints go; None writes none.
     """
-    simulation = Simulation(config, dataset, scenario)
+    simulation = make_simulation(config, dataset, scenario)
     trace, server = Trace(simulation), simulation.server
     broadcast, finish_round = server.broadcast, server.finish_round
 
@@ -215,6 +222,7 @@ def simulate(
 
     server.broadcast = recorded_broadcast
     server.finish_round = lambda reports: finish_round(recorded(reports))
+    simulation.evaluator.label_picture = lambda client: None  # slow, and nobody looks here
     if folder is None:
         simulation.save = lambda folder: None
     prepare(simulation)

@@ -1,0 +1,172 @@
+"""Workers: order, failures that name the client, signals, and nobody left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from src.messages import Broadcast, Report
+from src.workers import ClientError, ParallelRunner, SequentialRunner
+
+MESSAGE = Broadcast(4, torch.arange(3.0), {"prior": np.array([0.5, np.nan])})
+
+
+class FakeClient:
+    """Has what a runner uses: it adds to a memory, and does what ``act`` says."""
+
+    def __init__(self, index: int, act: Callable[[], None] = lambda: None) -> None:
+        self.index, self.act = index, act
+        self.memory = {"count": np.zeros(1)}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"count": self.memory["count"].copy()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        self.memory = state
+
+    def train(self, model: Any, method: Any, message: Broadcast) -> Report:
+        self.act()
+        self.memory["count"] += 1
+        extras = {"prior": message.extras["prior"] + self.index, "process": np.array(os.getpid())}
+        return Report(self.index, 1, message.model + self.index, extras, {"loss": 0.5})
+
+
+@contextmanager
+def parallel(clients: list[FakeClient], workers: int = 2) -> Iterator[ParallelRunner]:
+    runner = ParallelRunner(clients, None, None, workers=workers)
+    try:
+        yield runner
+    finally:
+        runner.close()
+        assert not multiprocessing.active_children()
+
+
+def wait_a_while() -> None:
+    time.sleep(0.3)
+
+
+def test_reports_come_in_the_order_of_the_clients() -> None:
+    clients = [FakeClient(0, wait_a_while), *(FakeClient(k) for k in range(1, 5))]
+    with parallel(clients) as runner:
+        reports = list(runner.run(MESSAGE, [0, 1, 3, 4]))
+        assert [report.client for report in reports] == [0, 1, 3, 4]
+        for report in reports:
+            assert torch.equal(report.model, MESSAGE.model + report.client)
+            np.testing.assert_array_equal(report.extras["prior"], [0.5 + report.client, np.nan])
+            assert report.logs == {"loss": 0.5}
+        processes = {int(report.extras["process"]) for report in reports}
+        assert len(processes) == 2
+        assert os.getpid() not in processes
+
+
+def test_what_clients_remember_comes_back_to_the_parent() -> None:
+    clients = [FakeClient(k) for k in range(3)]
+    with parallel(clients) as runner:
+        for _ in range(3):
+            list(runner.run(MESSAGE, [0, 2]))
+        clients[2].memory["count"] += 10  # as after a checkpoint was loaded
+        list(runner.run(MESSAGE, [0, 1, 2]))
+    assert [client.memory["count"].item() for client in clients] == [4, 1, 14]
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_any_number_of_workers_will_do(workers: int) -> None:
+    with parallel([FakeClient(k) for k in range(3)], workers) as runner:
+        for _ in range(2):
+            assert [r.client for r in runner.run(MESSAGE, [0, 1, 2])] == [0, 1, 2]
+
+
+def fail() -> None:
+    raise ZeroDivisionError("by design")
+
+
+def test_a_failure_names_client_round_and_cause() -> None:
+    clients = [FakeClient(0), FakeClient(1, fail), FakeClient(2)]
+    wanted = r"^client 1 failed in round 4: ZeroDivisionError: by design$"
+    with pytest.raises(ClientError, match=wanted), parallel(clients) as runner:
+        list(runner.run(MESSAGE, [0, 1, 2]))
+    with pytest.raises(ClientError, match=wanted):
+        list(SequentialRunner(clients, None, None).run(MESSAGE, [0, 1, 2]))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_ends_the_round_and_not_in_a_hang() -> None:
+    clients = [FakeClient(0), FakeClient(1, die), FakeClient(2), FakeClient(3)]
+    with pytest.raises(ClientError, match="round 4: a worker died"), parallel(clients) as runner:
+        list(runner.run(MESSAGE, [0, 1, 2, 3]))
+
+
+def test_large_messages_pass_in_both_directions() -> None:
+    """Larger than a pipe's buffer, so that nobody may wait for the other while sending."""
+    big = Broadcast(0, torch.ones(3_000_000), MESSAGE.extras)
+    with parallel([FakeClient(k) for k in range(4)]) as runner:
+        reports = list(runner.run(big, [0, 1, 2, 3]))
+    assert [report.model[-1].item() for report in reports] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_the_round_to_the_parent(number: int) -> None:
+    """Ctrl-C, `timeout` and batch systems signal every process of the group."""
+    clients = [FakeClient(k, wait_a_while) for k in range(2)]
+    with parallel(clients) as runner:
+        reports = runner.run(MESSAGE, [0, 1])
+        started = [process.pid for process in runner._processes]
+        timer = multiprocessing.get_context("fork").Process(
+            target=signal_later, args=(started, number)
+        )
+        timer.start()
+        assert [report.client for report in reports] == [0, 1]
+        timer.join()
+        assert all(process.is_alive() for process in runner._processes)
+
+
+def signal_later(processes: list[int], number: int) -> None:
+    time.sleep(0.15)
+    for process in processes:
+        os.kill(process, number)
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    """A parent that is killed cannot tell them; they see its end of the pipe close."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=parent_of_three, args=(theirs,))
+    parent.start()
+    workers = ours.recv()
+    assert len(workers) == 3
+    assert all(is_running(worker) for worker in workers)
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 10
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "orphans"
+        time.sleep(0.05)
+
+
+def parent_of_three(connection: Any) -> None:
+    clients = [FakeClient(k, wait_a_while) for k in range(3)]
+    runner = ParallelRunner(clients, None, None, workers=3)
+    connection.send([process.pid for process in runner._processes])
+    while True:
+        list(runner.run(MESSAGE, [0, 1, 2]))
+
+
+def is_running(process: int) -> bool:
+    """Zombies, which only wait for somebody to note their end, do not count."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
