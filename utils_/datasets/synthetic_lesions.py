@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class Lesion:
         edge, rough, hollow, stripes: see :class:`Marks`.
         spread: standard deviation of the distance from the place.
         share: how many of the images with the finding show this kind.
-        tangent: whether marks follow the direction of the place (vessel, disc margin).
+        tangent: whether marks point along the place: a vessel, or away from the disc.
     """
 
     layer: int
@@ -212,7 +212,9 @@ def _marks(
     )  # fmt: skip
 
 
-Place = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, direction
+Place = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, direction of M marks
+# From the eyes, the image of each mark (M,) and the anchor (M, 2) that its image drew.
+Placer = Callable[[np.random.Generator, Anatomy, np.ndarray, np.ndarray], Place]
 
 
 def _polar(rng: np.random.Generator, low: float, high: float, count: int) -> Place:
@@ -286,7 +288,7 @@ def _branch(rng, eye, image, anchor) -> Place:
     return _vessel(rng, eye, image, vessel, start, start + 0.4)
 
 
-PLACES = {
+PLACES: dict[str, Placer] = {
     "retina": _retina,
     "periphery": _periphery,
     "patch": _patch,
