@@ -13,9 +13,14 @@ from utils_.datasets.base import TEST, VAL, ImageDataset
 from utils_.diagnostics import label_counts, pool
 from utils_.labels import Oracle
 from utils_.metrics import Metrics, annotated_missing_means, multilabel_metrics
+from utils_.runlog import label_picture
 from utils_.scenario import Scenario
 
+SHOWN_IMAGES = 6
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from src.client import Client
     from src.models import FlatModel
 
@@ -31,6 +36,7 @@ class Evaluator:
         self, dataset: ImageDataset, scenario: Scenario, model: FlatModel, augmenter: Augmenter
     ) -> None:
         self._oracle = Oracle(dataset.labels, scenario.noisy)
+        self._classes = dataset.classes
         self._images, self._model, self._augmenter = dataset.images, model, augmenter
         self._rows = {part: np.flatnonzero(scenario.part == part) for part in (VAL, TEST)}
         clients = range(int(scenario.client.max()) + 1)
@@ -62,6 +68,21 @@ class Evaluator:
         """How right the sites' labels are now: pooled over the sites, and for each site."""
         counts = [self._count(client) for client in clients]
         return pool(counts), [pool([count]) for count in counts]
+
+    def label_picture(self, client: Client) -> Figure:
+        """A figure of images whose labels changed most, for TensorBoard."""
+        labels, rows = client.labels, self._client_rows[client.index]
+        before = np.where(labels.annotated, labels.observed, 0)
+        changed = np.where(labels.weight > 0, np.abs(labels.target - before), 0).sum(axis=1)
+        chosen = np.argsort(-changed, kind="stable")[:SHOWN_IMAGES]
+        return label_picture(
+            self._images[rows[chosen]],
+            observed=labels.observed[chosen],
+            target=labels.target[chosen],
+            status=labels.status[chosen],
+            true=self._oracle.true(rows[chosen]),
+            classes=self._classes,
+        )
 
     def _count(self, client: Client):
         rows = self._client_rows[client.index]

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from src.command_line import ROOT, read_yaml
 from src.config import Config, resolve, worker_count
 from src.interruption import Interrupted, StopRequest
+from src.models import FlatModel
 from src.results import final_table
-from src.simulation import Simulation
+from src.simulation import Simulation, build_model
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
 from utils_.environment import describe, processor_count
@@ -42,16 +43,15 @@ class RunFailed(Exception):
 def show(settings: dict[str, Any]) -> str:
     """Resolved settings, client table and estimated bytes; trains and writes nothing."""
     config = resolve(settings)
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset = _load_dataset(config, quiet=True, cache_dir=scratch)
-        scenario = _build_scenario(config, dataset, folder=None)
-        simulation = Simulation(config, dataset, scenario)
+    dataset = _load_dataset(config, quiet=True, labels_only=True)
+    model = build_model(config, classes=len(dataset.classes))
+    scenario = _build_scenario(config, dataset, folder=None)
     facts = {
         "run folder": str(_run_folder(config)),
         "images": f"{len(dataset.files):,}",
-        "model parameters": f"{simulation.model.parameter_count:,}",
+        "model parameters": f"{model.parameter_count:,}",
     }
-    sizes = _estimated_bytes(config, simulation)
+    sizes = _estimated_bytes(config, dataset, model)
     facts |= {title: f"{count / 1e6:,.1f} MB" for title, count in sizes.items()}
     lines = [f"{title:<20}{text}" for title, text in facts.items()]
     table = client_table(scenario, dataset).to_string(index=False)
@@ -94,25 +94,25 @@ def _prepare(config: Config, *, quiet: bool) -> tuple[Simulation, Scenario]:
     """Do everything that bad input can break, before the run's folder is made."""
     save_dir = Path(config.save_dir)
     _check_writable(save_dir)
-    dataset = _load_dataset(config, quiet=quiet, cache_dir=config.cache_dir)
-    scenario = _build_scenario(config, dataset, folder=None)
-    simulation = Simulation(config, dataset, scenario)
-    needed = _estimated_bytes(config, simulation)["disk space"]
+    dataset = _load_dataset(config, quiet=quiet)
+    model = build_model(config, classes=len(dataset.classes))
+    needed = _estimated_bytes(config, dataset, model)["disk space"]
     free = shutil.disk_usage(_existing_parent(save_dir)).free
     if free < needed:
         raise UserError(
             f"--save-dir {save_dir}: {free / 1e6:.1f} MB free, the run needs about "
             f"{needed / 1e6:.1f} MB; free some space or choose another folder"
         )
-    return simulation, scenario
+    scenario = _build_scenario(config, dataset, folder=save_dir / "splits")
+    return Simulation(config, dataset, scenario, model), scenario
 
 
-def _load_dataset(config: Config, *, quiet: bool, cache_dir: str | None) -> ImageDataset:
+def _load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> ImageDataset:
     return datasets.load(
         config.dataset,
         data_dir=Path(config.data_dir) if config.data_dir else None,
         image_size=config.image_size,
-        cache_dir=Path(cache_dir) if cache_dir else None,
+        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
         fit=config.fit,
         skip_bad_images=config.skip_bad_images,
         data_seed=config.data_seed,
@@ -120,6 +120,7 @@ def _load_dataset(config: Config, *, quiet: bool, cache_dir: str | None) -> Imag
         test_images=config.test_images,
         workers=processor_count(),
         quiet=quiet,
+        labels_only=labels_only,
     )
 
 
@@ -167,22 +168,21 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _estimated_bytes(config: Config, simulation: Simulation) -> dict[str, int]:
+def _estimated_bytes(config: Config, dataset: ImageDataset, model: FlatModel) -> dict[str, int]:
     """Bytes over the wire for models (extras come on top), and on disk."""
-    model = simulation.server.model.numel() * 4
+    vector = model.vector.numel() * model.vector.element_size()
     selected = max(1, int(config.fraction * config.clients))
-    state = sum(a.nbytes for client in simulation.clients for a in client.state().values())
-    wire = model * selected * config.rounds
+    labels = dataset.labels.size * 9  # target, weight and status of every cell
+    wire = vector * selected * config.rounds
     # Two checkpoints stand side by side for a moment, each with two vectors; then the two model
     # files, the split, and about 20 kB of logs a round.
-    disk = 2 * (2 * model + state) + 2 * model + state + config.rounds * 20_000 + 2_000_000
+    disk = 2 * (2 * vector + labels) + 2 * vector + labels + config.rounds * 20_000 + 2_000_000
     return {"sent to clients": wire, "sent to the server": wire, "disk space": disk}
 
 
 def _create_folder(folder: Path, simulation: Simulation, scenario: Scenario) -> None:
-    """Save the split for other runs; fill the run's folder beside its place, then rename it."""
+    """Fill the run's folder beside its place, then rename it."""
     config, dataset = simulation.config, simulation.dataset
-    _build_scenario(config, dataset, folder=Path(config.save_dir) / "splits")
     settings = {
         "threads_per_process": torch.get_num_threads(),
         "workers": worker_count(config, processor_count()),

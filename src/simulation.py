@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from utils_.runlog import RunLog
 
 
+PICTURES = 4  # of labels in TensorBoard, spread over the run
+
+
 class Simulation:
     """A federation in one process tree.
 
@@ -41,22 +44,19 @@ class Simulation:
         best: (P,) vector of the best validation round so far, by mAP.
     """
 
-    def __init__(self, config: Config, dataset: ImageDataset, scenario: Scenario) -> None:
+    def __init__(
+        self, config: Config, dataset: ImageDataset, scenario: Scenario, model: FlatModel
+    ) -> None:
         torch.set_num_threads(1)  # results must not depend on the machine's number of cores
-        self.config, self.dataset = config, dataset
-        device = resolve_device(config.device)
+        self.config, self.dataset, self.model = config, dataset, model
         kind = method_class(config.method)
         plan = config.plan(len(dataset.classes))
         self.method: Method = kind(plan, parse_params(kind, config.param))
-        module = build_module(
-            config.model, classes=plan.classes, weights=config.weights, seed=config.seed
-        )
-        self.model = FlatModel(module, device=device)
         train_rows = np.flatnonzero(scenario.part == TRAIN)
         augmenter = Augmenter(*channel_statistics(dataset.images, train_rows))
-        self.evaluator = Evaluator(dataset, scenario, self.model, augmenter)
+        self.evaluator = Evaluator(dataset, scenario, model, augmenter)
         self.clients = build_clients(dataset, scenario, self.method, augmenter)
-        self.server = Server(self.model.snapshot(), self.method)
+        self.server = Server(model.snapshot(), self.method)
         self.best = self.server.model
         self.history: list[dict[str, float]] = []
 
@@ -117,6 +117,9 @@ class Simulation:
         for report in reports:
             values = report.logs | each[report.client]
             log.scalars(f"clients/{report.client}", values, step=message.round)
+        if self._picture_due():
+            figure = self.evaluator.label_picture(self.clients[selected[0]])
+            log.figure(f"labels/client {selected[0]}", figure, step=message.round)
         row["bytes_down"] = float(message_bytes(message) * len(selected))
         row["bytes_up"] = float(self.server.bytes_up)
         row["seconds"] = time.perf_counter() - start
@@ -135,6 +138,9 @@ class Simulation:
             row |= {f"test_{name}": value for name, value in overall.items()}
         return row
 
+    def _picture_due(self) -> bool:
+        return self.server.round % max(1, self.config.rounds // PICTURES) == 0
+
     def _checkpoint_due(self) -> bool:
         finished = self.server.round == self.config.rounds
         return finished or self.server.round % self.config.checkpoint_every == 0
@@ -144,6 +150,17 @@ class Simulation:
         if workers == 1 or self.model.device.type == "cuda":
             return SequentialRunner(self.clients, self.method, self.model)
         return ParallelRunner(self.clients, self.method, self.model, workers=workers)
+
+
+def build_model(config: Config, *, classes: int) -> FlatModel:
+    """The one model instance of this process, at its initial weights.
+
+    Raises:
+        UserError: no such device, or weights that cannot be had.
+    """
+    device = resolve_device(config.device)
+    module = build_module(config.model, classes=classes, weights=config.weights, seed=config.seed)
+    return FlatModel(module, device=device)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,0 +1,69 @@
+"""Name the folder of every run of a grid: scripts/run_folders.py [options of main_fednml.py] < GRID
+
+GRID has a line a run, ``method noise missing seed``, where ``-`` leaves a value to the options.
+Prints each line with the run's folder at its end. Runs that come to the same folder (0.4 and .4)
+are printed once. Part of sweep.sh, which so knows what is finished before it starts anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from src.command_line import parse_command_line
+from src.config import resolve
+from utils_.errors import UserError
+
+COLUMNS = {"method": "METHODS", "noise": "NOISE", "missing": "MISSING", "seed": "SEEDS"}
+
+
+def main(options: Sequence[str] | None = None) -> int:
+    """Print the grid with its folders; return 0, or 2 with one line on stderr."""
+    try:
+        grid = [line.split() for line in sys.stdin.read().splitlines()]
+        lines = plan(grid, sys.argv[1:] if options is None else options)
+    except UserError as error:
+        print(f"sweep: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+def plan(grid: Sequence[Sequence[str]], options: Sequence[str]) -> list[str]:
+    """Return one line a run: the values of the grid and the folder, without repetitions.
+
+    Raises:
+        UserError: a value or an option that the main program would refuse, or that clashes with
+            the grid.
+    """
+    for option in options:
+        _check_free(option.split("=")[0])
+    folders = {_folder([*options, *_grid_options(values)]): values for values in reversed(grid)}
+    return [" ".join([*values, str(folder)]) for folder, values in reversed(folders.items())]
+
+
+def _check_free(option: str) -> None:
+    """Refuse an option that the grid sets, or that does not make sense in one."""
+    name = option.removeprefix("--")
+    if option.startswith("--") and name in COLUMNS:
+        raise UserError(f'{option}: part of the grid; give {COLUMNS[name]}="..." before the script')
+    if option in ("--name", "--resume", "--dry-run", "--list"):
+        raise UserError(f"{option}: has no place in a sweep, which names and resumes runs itself")
+
+
+def _grid_options(values: Sequence[str]) -> list[str]:
+    pairs = zip(COLUMNS, values, strict=True)
+    return [part for name, value in pairs if value != "-" for part in (f"--{name}", value)]
+
+
+def _folder(arguments: Sequence[str]) -> Path:
+    config = resolve(parse_command_line(arguments)[0])
+    return Path(config.save_dir).absolute() / "runs" / config.run_name()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
