@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,11 @@ def save_checkpoint(
     arrays |= {f"server.memory.{name}": array for name, array in server.memory.items()}
     for client in clients:
         arrays |= {f"client.{client.index}.{n}": a for n, a in client.state().items()}
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    path = folder / f"round-{server.round:06d}.safetensors"
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    path, text = folder / f"round-{server.round:06d}.safetensors", json.dumps(progress)
+    metadata = {"progress": text, "checksum": _checksum(arrays, text)}
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata={"progress": json.dumps(progress)})
+        save_file(arrays, temporary, metadata=metadata)
     for older in folder.glob("round-*.safetensors"):
         if older != path:
             older.unlink()
@@ -54,10 +56,8 @@ def load_checkpoint(
     if not found:
         return None
     try:
-        with safe_open(found[-1], framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            progress = json.loads(file.metadata()["progress"])
-    except (SafetensorError, OSError) as error:
+        arrays, progress = _read(found[-1])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{found[-1]}: damaged checkpoint ({error}); delete it to resume from an older one "
             "or from the start"
@@ -76,3 +76,22 @@ def load_checkpoint(
     for client in clients:
         client.load_state(states[str(client.index)])
     return best, progress
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and progress of a file; raises what a reader of damaged bytes may raise."""
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    if metadata["checksum"] != _checksum(arrays, metadata["progress"]):
+        raise ValueError("checksum does not match")
+    return arrays, json.loads(metadata["progress"])
+
+
+def _checksum(arrays: dict[str, np.ndarray], progress: str) -> str:
+    """CRC-32 of everything in the file: safetensors itself does not notice a wrong bit."""
+    value = zlib.crc32(progress.encode())
+    for name, array in sorted(arrays.items()):
+        value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
+        value = zlib.crc32(array, value)
+    return f"{value:08x}"
