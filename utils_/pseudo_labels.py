@@ -7,10 +7,23 @@ import numpy as np
 from utils_.labels import LabelState
 
 
-def snap(probability: np.ndarray, *, confident: float) -> np.ndarray:
-    """Hybrid pseudo-labels: 1 above ``confident``, 0 below 1 - ``confident``, soft between."""
+def snap(probability: np.ndarray, confident: float, prior: np.ndarray | None = None) -> np.ndarray:
+    """Hybrid pseudo-labels: hard where the prediction is confident, soft elsewhere.
+
+    A probability above ``confident`` becomes 1. Below 1 - ``confident`` it becomes 0; with a
+    prior, only where its odds are that small compared with the prior's odds, because nearly
+    every prediction of a rare class is small, and calling them all 0 would teach its absence.
+
+    Args:
+        probability: (N, C) in [0, 1].
+        confident: in [0.5, 1].
+        prior: (C,) share of positives, NaN where unknown (taken for 0.5); or None.
+    """
+    share = 0.5 if prior is None else np.nan_to_num(prior, nan=0.5).clip(1e-4, 1 - 1e-4)
+    doubt = (1 - confident) * share
+    low = doubt / (doubt + confident * (1 - share))
     hard = np.where(probability > confident, 1.0, probability)
-    return np.where(probability < 1 - confident, 0.0, hard).astype(np.float32)
+    return np.where(probability < low, 0.0, hard).astype(np.float32)
 
 
 def agreement_and_loss(

@@ -1,10 +1,13 @@
 """FedNML: warm-up, then corrected and pseudo-labels, label-dependent margins, distillation.
 
-Follows methods.md 1.5 and 1.6 with these deviations, all towards honesty or speed: labels of
-missing classes start from the prediction, never from hidden values; priors count annotated cells
-alone, and a missing class takes the prior of the sites that annotate it; agreement and loss are
-means over annotated cells at every refresh; the mixture sees standardised features and may find
-nothing; the teacher predicts once a round on the plain image unless ``teacher_on_batch`` is set.
+Follows methods.md 1.5 and 1.6 with these deviations. Honesty: labels of missing classes start from
+the prediction, never from hidden values; priors count annotated cells alone, and a missing class
+takes the prior of the sites that annotate it; agreement and loss are means over annotated cells.
+For small models and rare classes: predictions are means over rounds; one becomes a hard 0 only far
+below the class prior; annotations are mixed with them by the mixture's posterior and a growing
+trust, from what was observed, at every refresh anew; the mixture may find nothing; the margin
+shifts the supervised term alone. For speed: the teacher predicts once a round on the plain image.
+``published`` undoes all but the honesty.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from torch import Tensor
 
 from src.losses import label_margin, masked_bce, ramp
 from src.methods.base import Method, param
-from utils_.gmm import split_noisy
-from utils_.pseudo_labels import agreement_and_loss, class_counts, prior, snap
+from utils_.pseudo_labels import class_counts, prior, snap
+from utils_.refinement import correct, doubt_annotations, faded, fill_missing
 from utils_.rng import derive_seed
 
 
@@ -33,66 +36,73 @@ class FedNML(Method):
         """Every constant of the method."""
 
         refresh_every: int = param(5, "rounds between two label refreshes", 1, 10_000)
-        confident: float = param(0.9, "a prediction above it becomes 1, below 1 - it 0", 0.5)
-        pseudo_inertia: float = param(0.8, "share of the old label kept on missing classes")
-        kd_weight: float = param(0.8, "largest weight of the distillation term")
-        kd_kappa: float = param(2.0, "steepness of its ramp from the warm-up to the end", 0, 50)
+        confident: float = param(0.9, "a prediction above it becomes 1, far below it 0", 0.5)
+        inertia: float = param(0.8, "share of the old label kept on missing classes")
+        ensemble: float = param(0.9, "share of the past in a round's predictions", 0, 0.999)
+        trust: float = param(0.3, "largest weight of a prediction against an annotation")
+        kd_weight: float = param(0.5, "largest weight of the distillation term")
+        kappa: float = param(2.0, "steepness of the ramps from the warm-up to the end", 0, 50)
         margin: float = param(1.0, "scale of the label-dependent margin; 0 turns it off", 0, 10)
         min_images: int = param(20, "fewest images the mixture is fitted to", 4, 1_000_000)
         min_gap: float = param(1.0, "least distance of its means, in standard deviations", 0, 10)
-        teacher_on_batch: bool = param(False, "teacher sees the augmented batch, as published")
+        published: bool = param(False, "hard, lasting corrections and the rest as published")
         hidden_label_leak: bool = param(False, "start from hidden labels, as published (leaky)")
 
     @property
     def hidden_labels(self) -> bool:
         return self.params.hidden_label_leak
 
+    def ramp(self, round: int) -> float:
+        """Growth of trust and distillation, from exp(-kappa) after the warm-up to 1."""
+        begin, end = self.plan.warmup_rounds, self.plan.rounds
+        return ramp(round, begin=begin, end=end, kappa=self.params.kappa)
+
     def before_local(self, client, model, message) -> None:
         if message.round < self.plan.warmup_rounds:
             return
-        predicted = client.predict(model)
+        keep = 0 if self.params.published else self.params.ensemble
+        predicted = faded(client.memory, client.predict(model), keep=keep)
         if (message.round - self.plan.warmup_rounds) % self.params.refresh_every == 0:
-            self._refresh(client, snap(predicted, confident=self.params.confident), predicted)
-        own = prior(**class_counts(client.labels))
-        if self.hidden_labels:
-            own = client.labels.target.mean(axis=0)
-        known = np.where(np.isnan(own), message.extras["prior"], own)
-        client.cache["prior"] = torch.from_numpy(known)
+            self._refresh(client, predicted, message)
+        client.cache["prior"] = torch.from_numpy(self._prior(client, message))
         client.cache["teacher"] = torch.from_numpy(predicted)
 
-    def _refresh(self, client, snapped: np.ndarray, predicted: np.ndarray) -> None:
-        """Correct the samples the mixture calls noisy, then pseudo-label the missing classes."""
-        labels, keep = client.labels, self.params.pseudo_inertia
-        split = split_noisy(
-            *agreement_and_loss(predicted, labels.target, labels.annotated),
-            seed=derive_seed(self.plan.seed, "mixture", client.index),
-            min_images=self.params.min_images,
-            min_gap=self.params.min_gap,
+    def _refresh(self, client, predicted: np.ndarray, message) -> None:
+        params, seed = self.params, derive_seed(self.plan.seed, "mixture", client.index)
+        known = None if params.published else self._prior(client, message)
+        snapped = snap(predicted, params.confident, known)
+        gates = {"seed": seed, "min_images": params.min_images, "min_gap": params.min_gap}
+        published = params.published
+        split = doubt_annotations(
+            client.labels, client.memory, predicted, published=published, **gates
         )
-        client.memory["noise_score"] = split.probability
-        client.logs["noisy_share"] = float(split.noisy.mean())
-        labels.correct(labels.annotated & split.noisy[:, None], snapped)
-        start = client.hidden if self.hidden_labels else snapped
-        start = np.where(np.isnan(start), snapped, start)
-        old = np.where(labels.weight > 0, labels.target, start)
-        labels.correct(~labels.annotated, keep * old + (1 - keep) * snapped)
+        growing = params.trust * self.ramp(message.round) * split.probability
+        doubt = split.noisy.astype(np.float32) if published else growing
+        correct(client.labels, snapped, doubt=doubt, published=published)
+        fill_missing(client.labels, snapped, keep=params.inertia, start=client.hidden)
+
+    def _prior(self, client, message) -> np.ndarray:
+        """(C,) share of positives: own annotated cells, else the other sites'."""
+        own = prior(**class_counts(client.labels))
+        if self.hidden_labels:
+            seen = np.where(client.labels.weight > 0, client.labels.target, client.hidden)
+            own = np.nanmean(seen, axis=0)
+        return np.where(np.isnan(own), message.extras["prior"], own)
 
     def loss(self, client, model, batch, message) -> Tensor:
         if message.round < self.plan.warmup_rounds:
             return super().loss(client, model, batch, message)
-        teacher = self._teacher(client, model, batch, message)
-        shift = label_margin(batch.target, client.cache["prior"].to(batch.target.device))
-        logits = model.forward(batch.images) + self.params.margin * shift
-        begin, end, kappa = self.plan.warmup_rounds, self.plan.rounds, self.params.kd_kappa
-        weight = self.params.kd_weight * ramp(message.round, begin=begin, end=end, kappa=kappa)
-        distilled = masked_bce(logits, teacher, torch.ones_like(teacher))
-        supervised = masked_bce(logits, batch.target, batch.weight)
+        published = self.params.published
+        teacher = client.cache["teacher"][batch.rows].to(batch.images.device)
+        if published:
+            teacher = client.predict_batch(model, message.model, batch.images)
+        logits = model.forward(batch.images)
+        shift = label_margin(batch.target, client.cache["prior"].to(logits.device))
+        shifted = logits + self.params.margin * shift
+        distilled = masked_bce(shifted if published else logits, teacher, torch.ones_like(teacher))
+        supervised = masked_bce(shifted, batch.target, batch.weight)
+        weight = self.params.kd_weight * self.ramp(message.round)
         return weight * distilled + (1 - weight) * supervised
-
-    def _teacher(self, client, model, batch, message) -> Tensor:
-        if self.params.teacher_on_batch:
-            return client.predict_batch(model, message.model, batch.images)
-        return client.cache["teacher"][batch.rows].to(batch.images.device)
 
     def extras(self, server) -> dict[str, np.ndarray]:
         unknown = np.full(self.plan.classes, np.nan, np.float32)
