@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.config import Config
-from utils_.datasets.base import TEST, VAL
+from utils_.datasets.base import TEST
 
 if TYPE_CHECKING:
     from src.simulation import Simulation
@@ -71,10 +71,10 @@ def _mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _val_selected(simulation: Simulation) -> dict[str, float] | None:
-    """Test metrics of the round with the best validation mAP; None without a validation part."""
-    if not simulation.evaluator.has(VAL):
+    """Test metrics of the round with the best validation mAP; None where validation cannot tell."""
+    values = [row.get("val_mAP", np.nan) for row in simulation.history]
+    if np.isnan(values).all():
         return None
-    values = [row["val_mAP"] for row in simulation.history]
     metrics = simulation.evaluator.score(simulation.best, TEST)
     return metrics.overall | {"round": int(np.nanargmax(values))}
 

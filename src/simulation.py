@@ -130,13 +130,18 @@ class Simulation:
         if self.evaluator.has(VAL):
             overall = self.evaluator.score(self.server.model, VAL).overall
             row |= {f"val_{name}": value for name, value in overall.items()}
-            previous = [past["val_mAP"] for past in self.history]
-            if not previous or row["val_mAP"] > np.nanmax(previous):
-                self.best = self.server.model
+        if self._is_best(row.get("val_mAP", np.nan)):
+            self.best = self.server.model
         if is_due(round, self.config):
             overall = self.evaluator.score(self.server.model, TEST).overall
             row |= {f"test_{name}": value for name, value in overall.items()}
         return row
+
+    def _is_best(self, score: float) -> bool:
+        """Whether validation prefers this round; the latest is best as long as it cannot tell."""
+        previous = [past.get("val_mAP", np.nan) for past in self.history]
+        known = [value for value in previous if not np.isnan(value)]
+        return not known or score > max(known)
 
     def _picture_due(self) -> bool:
         return self.server.round % max(1, self.config.rounds // PICTURES) == 0
