@@ -1,0 +1,114 @@
+"""Every command of README.md works: run as it stands where that is cheap, else as a dry run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+TINY = "--train-images 60 --test-images 30 --image-size 16 --rounds 1 --warmup-rounds 0 --quiet"
+
+
+def readme_commands() -> list[str]:
+    """The lines of all bash blocks, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = (line.partition("  #")[0].strip() for block in blocks for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def main_command(line: str) -> list[str]:
+    """The command with this interpreter and the script's absolute path."""
+    words = shlex.split(line)
+    return [sys.executable, str(ROOT / words[1]), *words[2:]]
+
+
+MAIN = [line for line in readme_commands() if "main_fednml.py" in line]
+DRY = [line for line in MAIN if not re.search("--resume|--list|--dry-run|--dataset", line)]
+
+
+def test_every_command_is_covered() -> None:
+    kinds = ("main_fednml.py", "quickstart.sh", "test.sh", "sweep.sh", "table.py", "tensorboard")
+    unknown = [line for line in readme_commands() if not any(kind in line for kind in kinds)]
+    assert not unknown
+    assert len(DRY) >= 3
+
+
+@pytest.mark.parametrize("line", DRY)
+def test_settings_resolve(line: str, tmp_path: Path) -> None:
+    done = run([*main_command(line), "--dry-run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "run folder" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", [line for line in MAIN if re.search("--list|--dry-run", line)])
+def test_shows_without_writing(line: str, tmp_path: Path) -> None:
+    done = run(main_command(line), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", [line for line in MAIN if "--dataset isic" in line])
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared is absent")
+def test_isic_resolves(line: str, tmp_path: Path) -> None:
+    data = ["--data-dir", str(SHARED / "data" / "isic"), "--dry-run"]
+    done = run([*main_command(line), *data], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_own_data_are_explained_where_absent(tmp_path: Path) -> None:
+    (line,) = [line for line in MAIN if "--dataset csv" in line]
+    done = run(main_command(line), tmp_path)
+    assert done.returncode == 2
+    assert "my_data" in done.stderr
+
+
+def test_train_resume_and_table(tmp_path: Path) -> None:
+    """The first command, shrunk; then the resume and table commands on its folder."""
+    command = [*main_command(MAIN[0]), *TINY.split(), "--name", "NAME", "--cache-dir", "cache"]
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    (resume,) = [line for line in MAIN if "--resume" in line]
+    again = run(main_command(resume), tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "already finished" in again.stdout
+    (table,) = [line for line in readme_commands() if "table.py" in line]
+    shown = run([*main_command(table), "save/runs/NAME"], tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "fednml" in shown.stdout
+
+
+def test_scripts_parse_and_sweep_plans(tmp_path: Path) -> None:
+    for name in ("quickstart.sh", "test.sh", "sweep.sh", "setup.sh"):
+        assert run(["bash", "-n", str(ROOT / "scripts" / name)], tmp_path).returncode == 0
+    (line,) = [line for line in readme_commands() if "sweep.sh" in line]
+    assigned, _, _ = line.partition(" bash ")
+    settings = dict(word.split("=", 1) for word in shlex.split(assigned))
+    done = run(
+        ["bash", str(ROOT / "scripts" / "sweep.sh"), "--save-dir", str(tmp_path / "save")],
+        tmp_path,
+        DRY_RUN="1",
+        PYTHON=sys.executable,
+        **settings,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("main_fednml.py") == 3 * 2 * 1 * 3
