@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         table = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({_short(error)}); give a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-13-45
         raise UserError(f"{path}: is not YAML ({_short(error)}); see scripts/presets") from error
     if table is None:
         return {}
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one line with the nearest name."""
 
     def error(self, message: str) -> None:
-        raise UserError(message)
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def build_parser() -> Parser:
@@ -125,4 +125,7 @@ def _key_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--param {text}: give key=value")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"--param {text}: give a number, true or false as its value") from error

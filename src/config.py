@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from utils_.errors import UserError, nearest
 from utils_.missing import MISSING_TYPES
 from utils_.noise import NOISE_TYPES
 from utils_.splits import SPLITS
+
+MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
 def _share_or_count(text: str) -> float | int:
@@ -166,18 +169,26 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--missing {config.missing}: give a share below 1.0 or a whole count")
     if config.weights == "imagenet" and config.model == "small":
         raise UserError("--weights imagenet: model 'small' has no such weights; use --weights none")
-    if config.name is not None and (Path(config.name).name != config.name or config.name in "."):
-        raise UserError(f"--name {config.name!r}: give a plain folder name without slashes")
+    _check_name(config.name)
     if config.dataset == "csv" and config.data_dir is None:
         raise UserError("--dataset csv: give the folder with your files as --data-dir DIR")
     worker_count(config, 1)
+
+
+def _check_name(name: str | None) -> None:
+    if name is None:
+        return
+    if Path(name).name != name or name in "." or not name.isprintable():
+        raise UserError(f"--name {name!r}: give a plain folder name without slashes")
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise UserError(f"--name {name[:20]}...: too long; give at most {MAX_NAME_BYTES} bytes")
 
 
 def worker_count(config: Config, processors: int) -> int:
     """Number of processes: as asked for, or one for each processor or client."""
     if config.workers == "auto":
         return max(1, min(processors, config.clients))
-    if not str(config.workers).isdigit() or not 1 <= int(config.workers) <= 1024:
+    if not str(config.workers).isdecimal() or not 1 <= int(config.workers) <= 1024:
         raise UserError(f"--workers {config.workers}: give auto or a number from 1 to 1024")
     return min(int(config.workers), config.clients)
 
@@ -207,13 +218,16 @@ def _converted(parse: Callable, value: Any, name: str) -> Any:
         if not isinstance(value, bool):
             raise UserError(f"{flag(name)} {value}: give true or false")
         return value
-    if isinstance(value, bool | list | dict):
-        raise UserError(f"{flag(name)} {value}: give a single {parse.__name__.strip('_')}")
+    if value is None or isinstance(value, bool | list | dict):
+        raise UserError(f"{flag(name)} {value}: give a single {_kind(parse)}")
     try:
         return parse(str(value))
     except ValueError as error:
-        kind = {"int": "whole number", "str": "text"}.get(parse.__name__, "number")
-        raise UserError(f"{flag(name)} {value}: give a {kind}") from error
+        raise UserError(f"{flag(name)} {value}: give a {_kind(parse)}") from error
+
+
+def _kind(parse: Callable) -> str:
+    return {"int": "whole number", "str": "text"}.get(parse.__name__, "number")
 
 
 def flag(name: str) -> str:

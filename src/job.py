@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from src.command_line import ROOT, read_yaml
 from src.config import Config, resolve, worker_count
+from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.models import FlatModel
 from src.results import final_table
@@ -43,9 +44,10 @@ class RunFailed(Exception):
 def show(settings: dict[str, Any]) -> str:
     """Resolved settings, client table and estimated bytes; trains and writes nothing."""
     config = resolve(settings)
-    dataset = _load_dataset(config, quiet=True, labels_only=True)
-    model = build_model(config, classes=len(dataset.classes))
-    scenario = _build_scenario(config, dataset, folder=None)
+    with held_log():
+        dataset = _load_dataset(config, quiet=True, labels_only=True)
+        model = build_model(config, classes=len(dataset.classes))
+        scenario = _build_scenario(config, dataset, folder=None)
     facts = {
         "run folder": str(_run_folder(config)),
         "images": f"{len(dataset.files):,}",
@@ -68,8 +70,9 @@ def start(settings: dict[str, Any], *, quiet: bool) -> str:
     config = resolve(settings)
     folder = _run_folder(config)
     _check_new(folder)
-    simulation, scenario = _prepare(config, quiet=quiet)
-    _create_folder(folder, simulation, scenario)
+    with held_log():
+        simulation, scenario = _prepare(config, quiet=quiet)
+        _create_folder(folder, simulation, scenario)
     return _run(simulation, folder, quiet=quiet)
 
 
@@ -83,18 +86,28 @@ def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
         raise UserError(f"--{name}: a resumed run keeps its settings; leave it out or start anew")
     config = resolve(read_yaml(folder / "config.yaml") | settings)
     if (folder / "DONE").exists():
-        result = json.loads((folder / "result.json").read_text())
-        return f"{final_table(result)}\n\nalready finished: {folder}"
-    simulation, _ = _prepare(config, quiet=quiet)
-    simulation.resume(folder)
+        return f"{_read_result(folder)}\n\nalready finished: {folder}"
+    with held_log():
+        simulation, scenario = _prepare(config, quiet=quiet)
+        _check_same(folder, _identity(config, scenario))
+        simulation.resume(folder)
     return _run(simulation, folder, quiet=quiet)
 
 
 def _prepare(config: Config, *, quiet: bool) -> tuple[Simulation, Scenario]:
     """Do everything that bad input can break, before the run's folder is made."""
-    save_dir = Path(config.save_dir)
-    _check_writable(save_dir)
+    model = _rehearse(config)
     dataset = _load_dataset(config, quiet=quiet)
+    scenario = _build_scenario(config, dataset, folder=Path(config.save_dir) / "splits")
+    return Simulation(config, dataset, scenario, model), scenario
+
+
+def _rehearse(config: Config) -> FlatModel:
+    """Check settings, label files, weights and disk before an image is decoded; write nothing."""
+    save_dir = Path(config.save_dir)
+    for folder in (save_dir / "splits", save_dir / "runs"):
+        _check_writable(folder)
+    dataset = _load_dataset(config, quiet=True, labels_only=True)
     model = build_model(config, classes=len(dataset.classes))
     needed = _estimated_bytes(config, dataset, model)["disk space"]
     free = shutil.disk_usage(_existing_parent(save_dir)).free
@@ -103,8 +116,34 @@ def _prepare(config: Config, *, quiet: bool) -> tuple[Simulation, Scenario]:
             f"--save-dir {save_dir}: {free / 1e6:.1f} MB free, the run needs about "
             f"{needed / 1e6:.1f} MB; free some space or choose another folder"
         )
-    scenario = _build_scenario(config, dataset, folder=save_dir / "splits")
-    return Simulation(config, dataset, scenario, model), scenario
+    _build_scenario(config, dataset, folder=None)
+    return model
+
+
+def _identity(config: Config, scenario: Scenario) -> str:
+    """Stands for all that a run's result depends on: settings, images, labels and their flaws."""
+    return f"{config.canonical_hash()}-{scenario.key}"
+
+
+def _check_same(folder: Path, identity: str) -> None:
+    path = folder / "env.json"
+    try:
+        began_with = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: absent or damaged, cannot resume; start anew") from error
+    if began_with != identity:
+        raise UserError(
+            f"--resume {folder}: the data or config.yaml are not those the run began with; "
+            "restore them or start anew"
+        )
+
+
+def _read_result(folder: Path) -> str:
+    path = folder / "result.json"
+    try:
+        return final_table(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: absent or damaged; choose another --name to run anew") from error
 
 
 def _load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> ImageDataset:
@@ -164,7 +203,7 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"--save-dir {folder}: cannot write there ({error.strerror}); choose another folder"
+            f"--save-dir: cannot write {folder} ({error.strerror}); choose another folder"
         ) from error
 
 
@@ -188,6 +227,7 @@ def _create_folder(folder: Path, simulation: Simulation, scenario: Scenario) -> 
         "workers": worker_count(config, processor_count()),
         "device": str(simulation.model.device),
         "command": sys.argv,
+        "identity": _identity(config, scenario),
     }
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
