@@ -28,6 +28,7 @@ def _load_synthetic(options: Options) -> ImageDataset:
         test_images=options.test_images,
         cache_dir=options.cache_dir or options.data_dir / ".cache",
         labels_only=options.labels_only,
+        quiet=options.quiet,
     )
 
 

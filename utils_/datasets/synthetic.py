@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def load_synthetic(
     test_images: int | None = None,
     cache_dir: Path | None = None,
     labels_only: bool = False,
+    quiet: bool = True,
 ) -> ImageDataset:
     """Return drawn fundus images with 20 classes; the test part does not affect the training part.
 
@@ -67,6 +69,7 @@ def load_synthetic(
         test_images: at least 20; None = 444 as in MuReD.
         cache_dir: where the images are kept; None = ``data/synthetic/.cache``.
         labels_only: draw and write nothing; images are then all 0 and ``image_key`` is empty.
+        quiet: no progress bar.
 
     Raises:
         UserError: a size is too small; the cache cannot be written.
@@ -79,7 +82,8 @@ def load_synthetic(
     else:
         recipe = f"{VERSION} {image_size} {data_seed} {sizes}"
         key = hashlib.sha256(recipe.encode()).hexdigest()[:32]
-        images = _cached((cache_dir or CACHE) / f"{key}.npy", shape, parts, data_seed)
+        path = (cache_dir or CACHE) / f"{key}.npy"
+        images = _cached(path, shape, parts, data_seed=data_seed, quiet=quiet)
     return ImageDataset(
         name="synthetic",
         images=images,
@@ -153,12 +157,12 @@ def _affinity() -> np.ndarray:
 
 
 def _cached(
-    path: Path, shape: tuple[int, ...], parts: list[np.ndarray], data_seed: int
+    path: Path, shape: tuple[int, ...], parts: list[np.ndarray], *, data_seed: int, quiet: bool
 ) -> np.ndarray:
     """Return the memory-mapped images, drawn first where the file is absent or damaged."""
     images = _open(path, shape)
     if images is None:
-        LOGGER.info("drawing %d synthetic images of %d pixels: %s", *shape[:2], path)
+        begin = time.perf_counter()
         drawn = (
             block
             for name, labels in zip(PARTS, parts, strict=True)
@@ -166,9 +170,23 @@ def _cached(
                 labels, classes=CLASSES, image_size=shape[1], data_seed=data_seed, part=name
             )
         )
-        _write(path, shape, drawn)
+        _write(path, shape, _shown(drawn, total=shape[0], quiet=quiet))
+        seconds = time.perf_counter() - begin
+        LOGGER.info("drew %d synthetic images in %.1f s: %s", shape[0], seconds, path)
         images = np.load(path, mmap_mode="r")
     return images
+
+
+def _shown(drawn: Iterable[np.ndarray], *, total: int, quiet: bool) -> Iterator[np.ndarray]:
+    """Pass the blocks on and show how many images there are so far."""
+    from tqdm import tqdm
+
+    # No bar where nobody watches: a run that stops on a full disk writes one line to stderr.
+    hidden = True if quiet else None
+    with tqdm(total=total, desc="images", unit="image", disable=hidden, leave=False) as bar:
+        for images in drawn:
+            yield images
+            bar.update(len(images))
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
