@@ -17,9 +17,10 @@ def snap(probability: np.ndarray, confident: float, prior: np.ndarray | None = N
     Args:
         probability: (N, C) in [0, 1].
         confident: in [0.5, 1].
-        prior: (C,) share of positives, NaN where unknown (taken for 0.5); or None.
+        prior: (C,) share of positives, NaN where unknown; or None. Taken for 0.5 there, and where
+            it is more: a frequent class is no reason to call a likely positive absent.
     """
-    share = 0.5 if prior is None else np.nan_to_num(prior, nan=0.5).clip(1e-4, 1 - 1e-4)
+    share = 0.5 if prior is None else np.nan_to_num(prior, nan=0.5).clip(1e-4, 0.5)
     doubt = (1 - confident) * share
     low = doubt / (doubt + confident * (1 - share))
     hard = np.where(probability > confident, 1.0, probability)
