@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE_LINES, METHOD_LINES, FUNCTION_LINES = 400, 110, 60
+FILE_LINES, METHOD_LINES, FUNCTION_LINES = 400, 120, 60
 TEST_LINES = 600  # tables of cases are long, and are read from top to bottom
 
 # DESIGN.md 3: what each part may import of the project; `a.` stands for all of a.

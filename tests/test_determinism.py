@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import (
     SETTINGS,
+    VARIANTS,
     Trace,
     make_config,
     make_dataset,
@@ -24,7 +25,7 @@ from src.workers import SequentialRunner
 from utils_.datasets.base import TRAIN, ImageDataset
 from utils_.scenario import build_scenario
 
-EACH_METHOD = pytest.mark.parametrize("method", method_names())
+EACH_METHOD = pytest.mark.parametrize("method", [*method_names(), *VARIANTS])
 NOISE = 0.2
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from tiny import (
     PARAMS,
+    VARIANTS,
     Trace,
     call_main,
     command,
@@ -53,7 +54,7 @@ def make_method(name: str) -> Any:
 
 
 HONEST = [name for name in method_names() if not make_method(name).true_labels]
-EACH_METHOD = pytest.mark.parametrize("method", HONEST)
+EACH_METHOD = pytest.mark.parametrize("method", [*HONEST, *VARIANTS])
 
 
 def run(method: str, dataset: ImageDataset, scenario: Scenario, **options: Any) -> Trace:
@@ -110,23 +111,25 @@ def test_a_visible_label_changes_the_model(method: str, mask: str) -> None:
 
 
 @MASKS
-def test_fednml_relabels_in_these_tests(mask: str) -> None:
+@pytest.mark.parametrize("method", ["fednml", "fednml:published"])
+def test_fednml_relabels_in_these_tests(method: str, mask: str) -> None:
     """The settings are such that both kinds of change happen."""
-    clients = plain_run("fednml", mask).simulation.clients
+    clients = plain_run(method, mask).simulation.clients
     status = np.concatenate([client.labels.status for client in clients])
     assert (status == CORRECTED).sum() > 5
     assert (status == PSEUDO).sum() > 5
 
 
 @MASKS
-def test_the_marked_leak_is_seen(mask: str) -> None:
+@pytest.mark.parametrize("method", ["fednml", "fednml:published"])
+def test_the_marked_leak_is_seen(method: str, mask: str) -> None:
     dataset, scenario = flawed(mask)
     changed = flip(dataset, scenario, hidden_cells(scenario))
-    one = run("fednml", dataset, scenario, param=LEAK)
-    other = run("fednml", *changed, param=LEAK)
+    one = run(method, dataset, scenario, param=LEAK)
+    other = run(method, *changed, param=LEAK)
     assert not torch.equal(one.vector, other.vector)
     assert one.result["leaky"] is True
-    assert plain_run("fednml", mask).result["leaky"] is False
+    assert plain_run(method, mask).result["leaky"] is False
 
 
 def test_clean_is_marked_as_a_bound_and_reads_the_truth() -> None:
@@ -264,8 +267,9 @@ def spy(self: Any, client: Any, model: Any, message: Any) -> None:
 def test_the_truth_is_out_of_reach_in_the_midst_of_training(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spied.update(before_local=method_class(method).before_local, found=[])
-    monkeypatch.setattr(method_class(method), "before_local", spy)
+    kind = method_class(method.partition(":")[0])
+    spied.update(before_local=kind.before_local, found=[])
+    monkeypatch.setattr(kind, "before_local", spy)
     run(method, *flawed("cells"), rounds=2)
     assert spied["found"] == [set()] * 6
 

@@ -46,6 +46,7 @@ SETTINGS: dict[str, Any] = {
 PARAMS: dict[str, dict[str, Any]] = {
     "fednml": {"refresh_every": 1, "min_images": 4, "min_gap": 0, "confident": 0.55}
 }
+VARIANTS = ("fednml:published",)  # methods whose parameters switch to other code
 
 
 def make_labels(images: int, classes: int, *, seed: int = 0) -> np.ndarray:
@@ -115,9 +116,11 @@ def flip(dataset: ImageDataset, scenario: Scenario, cells: np.ndarray) -> tuple:
 
 
 def make_config(method: str = "fedavg", **settings: Any) -> Config:
-    """The tiny settings with the given ones on top."""
-    param = PARAMS.get(method, {}) | settings.pop("param", {})
-    return resolve(SETTINGS | {"method": method, "param": param} | settings)
+    """The tiny settings with the given ones on top; ``fednml:published`` sets that parameter."""
+    method, _, switch = method.partition(":")
+    param = PARAMS.get(method, {}) | ({switch: True} if switch else {})
+    settings["param"] = param | settings.get("param", {})
+    return resolve(SETTINGS | {"method": method} | settings)
 
 
 def make_plan(**settings: Any) -> Plan:
