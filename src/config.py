@@ -178,7 +178,7 @@ def _check_together(config: Config) -> None:
 def _check_name(name: str | None) -> None:
     if name is None:
         return
-    if Path(name).name != name or name in "." or not name.isprintable():
+    if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
         raise UserError(f"--name {name!r}: give a plain folder name without slashes")
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise UserError(f"--name {name[:20]}...: too long; give at most {MAX_NAME_BYTES} bytes")

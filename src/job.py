@@ -88,16 +88,23 @@ def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
     if (folder / "DONE").exists():
         return f"{_read_result(folder)}\n\nalready finished: {folder}"
     with held_log():
-        simulation, scenario = _prepare(config, quiet=quiet)
-        _check_same(folder, _identity(config, scenario))
+        simulation, _ = _prepare(config, quiet=quiet, begun=folder)
         simulation.resume(folder)
     return _run(simulation, folder, quiet=quiet)
 
 
-def _prepare(config: Config, *, quiet: bool) -> tuple[Simulation, Scenario]:
-    """Do everything that bad input can break, before the run's folder is made."""
+def _prepare(
+    config: Config, *, quiet: bool, begun: Path | None = None
+) -> tuple[Simulation, Scenario]:
+    """Do everything that bad input can break, before the run's folder is made.
+
+    ``begun`` is the folder of a run to go on with, which must have had the same data.
+    """
     model = _rehearse(config)
     dataset = _load_dataset(config, quiet=quiet)
+    if begun:
+        unsaved = _build_scenario(config, dataset, folder=None)
+        _check_same(begun, _identity(config, unsaved))
     scenario = _build_scenario(config, dataset, folder=Path(config.save_dir) / "splits")
     return Simulation(config, dataset, scenario, model), scenario
 
