@@ -12,7 +12,7 @@ class LabelState:
     """The labels of one client, N images by C classes.
 
     Attributes:
-        observed: (N, C) float32, 0 or 1 as the annotator wrote it, NaN where not annotated; read-only.
+        observed: (N, C) float32, 0 or 1 as annotated, NaN where not annotated; read-only.
         annotated: (N, C) bool, True where somebody looked; read-only.
         target: (N, C) float32 in [0, 1], what training fits; 0 where weight is 0.
         weight: (N, C) float32 in [0, 1], 0 where nothing is known.
