@@ -453,7 +453,7 @@ def test_folder_that_cannot_be_written(folder, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
 def test_no_permission(folder, tmp_path):
     """The same as an unprivileged user, who may read the images but not write beside them."""
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:3]):
         path.chmod(0o755)
     code = script(folder, folder.path / ".cache").replace(
         "request =", "os.setuid(65534)\nrequest ="

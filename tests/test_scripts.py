@@ -132,8 +132,8 @@ def test_every_value_of_the_grid_gives_a_run():
         for method in ("fedavg", "clean")
     ]
     lines = plan(grid, TINY.split())
-    assert [line.split()[:4] for line in lines] == grid
-    assert len({line.split()[4] for line in lines}) == 16
+    assert [line.split(" ", 4)[:4] for line in lines] == grid
+    assert len({line.split(" ", 4)[4] for line in lines}) == 16
     assert plan([["clean", "-", "-", "-"]] * 2, [])[0].startswith("clean - - - ")
     assert plan(grid, [*TINY.split(), "--lr", "0.01"]) != lines  # other settings, other folders
 

@@ -100,7 +100,7 @@ def load_images(request: ImageRequest) -> CachedImages:
     signatures = [signature(path) for path in request.paths]
     index = CacheIndex(request.cache_dir, request.folder)
     digests = index.recall(request.files, signatures)
-    if any(request.cache_dir.glob("*.npy")):
+    if _holds_arrays(request.cache_dir):
         _hash_unknown(request, signatures, digests)
     problems = {row: "missing" for row, found in enumerate(signatures) if found is None}
     problems |= _recheck(request, index, digests)
@@ -117,6 +117,14 @@ def load_images(request: ImageRequest) -> CachedImages:
         _judge(request, problems)  # all are known: stop before decoding instead of after it
     with _writing(request.cache_dir):
         return _build(request, index, signatures)
+
+
+def _holds_arrays(folder: Path) -> bool:
+    """Whether there is any cache file to look for."""
+    try:
+        return any(folder.glob("*.npy"))
+    except PermissionError:  # the build says so in one line when it opens the folder
+        return False
 
 
 def _build(
