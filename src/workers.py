@@ -61,12 +61,11 @@ class ParallelRunner:
         self._processes = []
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work, args=(theirs, clients, method, model), daemon=True
-            )
+            self._connections.append(ours)
+            arguments = (theirs, self._connections, clients, method, model)
+            process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             theirs.close()
-            self._connections.append(ours)
             self._processes.append(process)
 
     def run(self, message: Broadcast, selected: Sequence[int]) -> Iterator[Report]:
@@ -109,25 +108,33 @@ class ParallelRunner:
 
 
 def _work(
-    connection: Connection, clients: Sequence[Client], method: Method, model: FlatModel
+    connection: Connection,
+    parents_ends: Sequence[Connection],
+    clients: Sequence[Client],
+    method: Method,
+    model: FlatModel,
 ) -> None:
     """A worker's life: train what arrives until the parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent decides
-    parent = multiprocessing.parent_process().sentinel
-    while connection in wait([connection, parent]):
-        try:
-            index, state, message = connection.recv()
-        except EOFError:
-            return
-        client = clients[index]
-        client.load_state(state)
-        try:
-            report = client.train(model, method, _as_tensors(message))
-        except Exception as error:
-            connection.send((index, _failure(index, message.round, error), None))
-            continue
-        connection.send((index, _as_arrays(report), client.state()))
+    for end in parents_ends:  # a copy kept open here would hide that the parent was killed
+        end.close()
+    try:
+        while True:
+            connection.send(_answer(connection.recv(), clients, method, model))
+    except (EOFError, OSError):  # the parent is gone; what a client raises is in the answer
+        return
+
+
+def _answer(task: tuple, clients: Sequence[Client], method: Method, model: FlatModel) -> tuple:
+    index, state, message = task
+    client = clients[index]
+    client.load_state(state)
+    try:
+        report = client.train(model, method, _as_tensors(message))
+    except Exception as error:
+        return index, _failure(index, message.round, error), None
+    return index, _as_arrays(report), client.state()
 
 
 def _as_arrays(message: Broadcast | Report) -> Broadcast | Report:

@@ -139,15 +139,19 @@ def signal_later(processes: list[int], number: int) -> None:
         os.kill(process, number)
 
 
-def test_workers_end_when_their_parent_is_killed() -> None:
-    """A parent that is killed cannot tell them; they see its end of the pipe close."""
+@pytest.mark.parametrize("length", [3, 3_000_000])
+def test_workers_end_when_their_parent_is_killed(length: int) -> None:
+    """It cannot tell them; and a long report must not wait for a reader forever."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    parent = context.Process(target=parent_of_three, args=(theirs,))
+    parent = context.Process(target=parent_of_three, args=(theirs, length))
     parent.start()
+    theirs.close()
     workers = ours.recv()
     assert len(workers) == 3
     assert all(is_running(worker) for worker in workers)
+    for _ in workers:
+        assert ours.recv() == "training"
     parent.kill()
     parent.join()
     deadline = time.monotonic() + 10
@@ -156,12 +160,15 @@ def test_workers_end_when_their_parent_is_killed() -> None:
         time.sleep(0.05)
 
 
-def parent_of_three(connection: Any) -> None:
-    clients = [FakeClient(k, wait_a_while) for k in range(3)]
-    runner = ParallelRunner(clients, None, None, workers=3)
+def parent_of_three(connection: Any, length: int) -> None:
+    def act() -> None:
+        connection.send("training")
+        wait_a_while()
+
+    runner = ParallelRunner([FakeClient(k, act) for k in range(3)], None, None, workers=3)
     connection.send([process.pid for process in runner._processes])
     while True:
-        list(runner.run(MESSAGE, [0, 1, 2]))
+        list(runner.run(Broadcast(0, torch.ones(length), MESSAGE.extras), [0, 1, 2]))
 
 
 def is_running(process: int) -> bool:
