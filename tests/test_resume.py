@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -9,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,22 @@ ROUNDS = 12
 PATIENCE = 60  # seconds
 MEASURED = ("seconds", "seconds_per_round", "peak_rss_mb")
 FLAWS = {"method": "fednml", "noise": 0.3, "missing": 0.5, "rounds": ROUNDS}
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start the main job as a process; whatever is left of its session is killed at the end."""
+    started: list[subprocess.Popen] = []
+
+    def start_one(arguments: Sequence[Any]) -> subprocess.Popen:
+        started.append(start_main(arguments))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +114,23 @@ def resume(folder: Path, *more: str) -> int:
 
 
 @pytest.mark.slow
-def test_killed_at_three_random_moments(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_at_three_random_moments(
+    data: Path, whole: Path, tmp_path: Path, start: Callable
+) -> None:
     draw = random.Random(7)
     folder = tmp_path / "runs" / "killed"
     arguments = command(data, tmp_path, name="killed", workers=2, **FLAWS)
     for rows in (1, 4, 7):
-        process = start_main(arguments)
+        process = start(arguments)
         wait_for(lambda rows=rows: rows_done(folder) >= rows, process)
         time.sleep(draw.uniform(0, 0.1))
         workers = children(process.pid)
         process.kill()
-        process.communicate()
+        process.wait()
         assert process.returncode == -signal.SIGKILL, "it was done before it was killed"
         assert len(workers) >= 2
         wait_for(lambda workers=workers: not any(map(alive, workers)))
+        process.communicate()
         assert not (folder / "DONE").exists()
         arguments = ["--resume", folder, "--quiet"]
     assert resume(folder) == 0
@@ -127,11 +147,11 @@ SIGNALS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_ends_cleanly_and_can_be_resumed(
-    name: str, data: Path, whole: Path, tmp_path: Path
+    name: str, data: Path, whole: Path, tmp_path: Path, start: Callable
 ) -> None:
     folder = tmp_path / "runs" / "stopped"
     settings = FLAWS | {"name": "stopped", "workers": 2, "checkpoint_every": 3}
-    process = start_main(command(data, tmp_path, **settings))
+    process = start(command(data, tmp_path, **settings))
     wait_for(lambda: rows_done(folder) >= 2, process)
     workers = children(process.pid)
     for number in SIGNALS[name]:
