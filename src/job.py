@@ -90,6 +90,8 @@ def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
     with held_log():
         simulation, _ = _prepare(config, quiet=quiet, begun=folder)
         simulation.resume(folder)
+    for half_written in folder.rglob(".*.tmp"):  # by a process that was killed
+        half_written.unlink()
     return _run(simulation, folder, quiet=quiet)
 
 
