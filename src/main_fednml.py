@@ -6,6 +6,7 @@ python src/main_fednml.py --dataset isic --noise 0.4 --missing 0.5
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     logging.basicConfig(format="main_fednml: %(message)s", level=logging.INFO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the run has its own
     try:
         print(run(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from tiny import call_main, command, read_table, start_main, write_table
 
+from src import job
+
 ROUNDS = 12
 PATIENCE = 60  # seconds
 MEASURED = ("seconds", "seconds_per_round", "peak_rss_mb")
@@ -167,6 +169,29 @@ def test_a_signal_ends_cleanly_and_can_be_resumed(
     assert not (folder / "result.json").exists()
     assert resume(folder) == 0
     assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_round_leaves_nothing(
+    number: int,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """While images are decoded, which may take minutes."""
+    load = job.datasets.load
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        if not options["labels_only"]:
+            os.kill(os.getpid(), number)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(job.datasets, "load", signalled)
+    save = tmp_path / "save"
+    assert call_main(command(data, save, cache_dir=tmp_path / "cache", **FLAWS)) == 130
+    assert capsys.readouterr().err == "main_fednml: interrupted\n"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def copy_unfinished(whole: Path, place: Path) -> Path:
