@@ -70,6 +70,10 @@ class Client:
         """(n, C) probabilities of the site's own images, un-augmented, in their own order."""
         return model.predict(self._images, self._rows, augmenter=self._augmenter)
 
+    def embed(self, model: FlatModel) -> tuple[np.ndarray, np.ndarray]:
+        """Penultimate features (n, D) and probabilities (n, C) of the same images."""
+        return model.embed(self._images, self._rows, augmenter=self._augmenter)
+
     def predict_batch(self, model: FlatModel, vector: Tensor, images: Tensor) -> Tensor:
         """(B, C) probabilities by another vector, such as the received one; ``model`` is kept."""
         own = model.vector.clone()

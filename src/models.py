@@ -83,6 +83,7 @@ class FlatModel:
             Integer buffers are left out: they are never sent or averaged.
         parameters: the first part of ``vector`` as one leaf tensor, for the optimiser.
         slices: where each named tensor lies.
+        head: the last linear layer; row c of its weight and bias makes the logit of class c.
     """
 
     def __init__(self, module: nn.Module, *, device: torch.device | str = "cpu") -> None:
@@ -105,6 +106,19 @@ class FlatModel:
             tensor.data = view
             if isinstance(tensor, nn.Parameter):
                 tensor.grad = piece.view(self.parameters.grad)
+        self.head = [m for m in module.modules() if isinstance(m, nn.Linear)][-1]
+        self._captured: Tensor | None = None
+        self.head.register_forward_pre_hook(self._capture)
+
+    def _capture(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._captured = inputs[0]
+
+    @property
+    def head_slices(self) -> tuple[Slice, Slice]:
+        """Where the head's (C, D) weight and (C,) bias lie in the vector."""
+        names = {id(p): n for n, p in self.module.named_parameters()}
+        found = {piece.name: piece for piece in self.slices}
+        return found[names[id(self.head.weight)]], found[names[id(self.head.bias)]]
 
     @property
     def gradient(self) -> Tensor:
@@ -140,7 +154,12 @@ class FlatModel:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             return self.module(images).float()
 
-    @torch.no_grad()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Penultimate features (B, D), the input of the head, and logits (B, C); both float32."""
+        logits = self.forward(images)
+        features, self._captured = self._captured, None
+        return features.float(), logits
+
     def predict(self, images: np.ndarray, rows: np.ndarray, *, augmenter: Augmenter) -> np.ndarray:
         """Probabilities of un-augmented images, in evaluation mode.
 
@@ -151,13 +170,22 @@ class FlatModel:
         Returns:
             (n, C) float32 in [0, 1].
         """
+        return self.embed(images, rows, augmenter=augmenter)[1]
+
+    @torch.no_grad()
+    def embed(
+        self, images: np.ndarray, rows: np.ndarray, *, augmenter: Augmenter
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Penultimate features (n, D) and probabilities (n, C) as :meth:`predict`."""
         self.module.eval()
         parts = []
         for start in range(0, len(rows), PREDICT_BATCH):
             batch = torch.from_numpy(images[rows[start : start + PREDICT_BATCH]]).to(self.device)
-            parts.append(self.forward(augmenter.plain(batch)).sigmoid().cpu())
+            features, logits = self.features(augmenter.plain(batch))
+            parts.append((features.cpu(), logits.sigmoid().cpu()))
         self.module.train()
-        return torch.cat(parts).numpy()
+        features, probability = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        return features, probability
 
     def optimizer(self, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
         """A fresh AdamW over the flat parameters: one fused kernel a step."""

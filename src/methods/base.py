@@ -103,7 +103,11 @@ class Method:
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         """The objective on one batch, a scalar."""
-        return masked_bce(model.forward(batch.images), batch.target, batch.weight)
+        return self.supervised(client, model.forward(batch.images), batch)
+
+    def supervised(self, client: Client, logits: Tensor, batch: Batch) -> Tensor:
+        """The supervised term: the chosen loss on the cells of positive weight, a scalar."""
+        return masked_bce(logits, batch.target, batch.weight)
 
     def after_backward(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         """Change ``model.gradient`` before the step."""

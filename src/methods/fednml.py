@@ -100,7 +100,7 @@ class FedNML(Method):
         shift = label_margin(batch.target, client.cache["prior"].to(logits.device))
         shifted = logits + self.params.margin * shift
         distilled = masked_bce(shifted if published else logits, teacher, torch.ones_like(teacher))
-        supervised = masked_bce(shifted, batch.target, batch.weight)
+        supervised = self.supervised(client, shifted, batch)
         weight = self.params.kd_weight * self.ramp(message.round)
         return weight * distilled + (1 - weight) * supervised
 
