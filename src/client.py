@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.messages import Broadcast, Report
+from src.messages import CLASS_COUNTS, Broadcast, Report
 from src.methods.base import Batch
-from utils_.augment import STRONG, WEAK, Augmenter
+from utils_.augment import AUGMENT, STRONG, Augmenter
+from utils_.class_weights import class_weights
 from utils_.labels import LabelState
+from utils_.pseudo_labels import class_counts
 from utils_.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ class Client:
     Attributes:
         index: number of the site, from 0.
         labels: its label state.
+        round: number of the round it trains or last trained in.
         memory: arrays that last between rounds (checkpointed).
         cache: anything that serves one round.
         logs: scalars of the round for the log.
@@ -44,6 +48,7 @@ class Client:
         hidden: np.ndarray | None = None,
     ) -> None:
         self.index, self.labels, self.plan, self.hidden = index, labels, plan, hidden
+        self.round = 0
         self.memory: dict[str, np.ndarray] = {}
         self.cache: dict[str, object] = {}
         self.logs: dict[str, float] = {}
@@ -52,10 +57,24 @@ class Client:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def introduce(self) -> Report:
+        """What the site tells once, before the first round, if ``--class-weights`` asks for it."""
+        extras = {}
+        if self.plan.class_weights != "none":
+            extras[CLASS_COUNTS] = np.stack([*class_counts(self.labels).values()])
+        return Report(self.index, len(self), None, extras)
+
     def train(self, model: FlatModel, method: Method, message: Broadcast) -> Report:
-        """Train the received model on the site's data and report the result."""
+        """Train the received model on the site's data and report the result.
+
+        A method may weigh whole images: ``sample_weight``, (n,) from 0, in ``cache`` for the
+        round or in ``memory`` for good, multiplies the weights of the labels in every batch.
+        """
         seed = derive_seed(self.plan.seed, "client", self.index, message.round)
-        self.logs, self.cache = {}, {}
+        self.round, self.logs, self.cache = message.round, {}, {}
+        if CLASS_COUNTS in message.extras:
+            counts = message.extras[CLASS_COUNTS]
+            self.cache["class_weights"] = class_weights(counts, self.plan.class_weights)
         with torch.random.fork_rng(devices=_cuda_devices(model)):
             torch.manual_seed(seed)  # for layers such as dropout, which know no generator
             self._receive(model, message)
@@ -76,12 +95,13 @@ class Client:
 
     def predict_batch(self, model: FlatModel, vector: Tensor, images: Tensor) -> Tensor:
         """(B, C) probabilities by another vector, such as the received one; ``model`` is kept."""
-        own = model.vector.clone()
+        own, modes = model.vector.clone(), [(m, m.training) for m in model.module.modules()]
         model.load(vector)
         model.module.eval()
         with torch.no_grad():
             probability = model.forward(images).sigmoid()
-        model.module.train()
+        for module, training in modes:
+            module.training = training
         model.load(own)
         return probability
 
@@ -92,31 +112,52 @@ class Client:
         model.module.train()
         total = torch.zeros((), device=model.device)
         steps = 0
-        for batch in self._batches(model, method, generator):
-            model.gradient.zero_()
-            loss = method.loss(self, model, batch, message)
-            loss.backward()
-            method.after_backward(self, model, message)
-            optimizer.step()
-            total += loss.detach()
-            steps += 1
+        with frozen_backbone(model, self.round < self.plan.freeze_rounds) as hold:
+            for batch in self._batches(model, method, generator):
+                model.gradient.zero_()
+                loss = self._loss(model, method, batch, message)
+                loss.backward()
+                method.after_backward(self, model, message)
+                optimizer.step()
+                hold()
+                total += loss.detach()
+                steps += 1
         self.logs["loss"] = float(total) / max(steps, 1)
+
+    def _loss(self, model: FlatModel, method: Method, batch: Batch, message: Broadcast) -> Tensor:
+        loss = method.loss(self, model, batch, message)
+        if self.plan.consistency > 0:
+            loss = loss + method.consistency(self, model, batch)
+        return loss
 
     def _batches(
         self, model: FlatModel, method: Method, generator: torch.Generator
     ) -> Iterator[Batch]:
         target = torch.from_numpy(np.where(self.labels.weight > 0, self.labels.target, 0))
-        weight = torch.from_numpy(self.labels.weight.copy())
+        weight = torch.from_numpy(self._weight())
+        strength = AUGMENT[self.plan.augment]
+        two_views = method.views == 2 or self.plan.consistency > 0
         for _ in range(self.plan.local_epochs):
             order = torch.randperm(len(self), generator=generator).numpy()
             for rows in split_batches(order, self.plan.batch_size):
                 pixels = torch.from_numpy(self._images[self._rows[rows]]).to(model.device)
-                weak = self._augmenter.view(pixels, generator, strength=WEAK)
+                first = self._augmenter.view(pixels, generator, strength=strength)
                 strong = None
-                if method.views == 2:
+                if two_views:
                     strong = self._augmenter.view(pixels, generator, strength=STRONG)
                 cells = (table[rows].to(model.device) for table in (target, weight))
-                yield Batch(weak, strong, rows, *cells)
+                yield Batch(first, strong, rows, *cells)
+
+    def _weight(self) -> np.ndarray:
+        """(n, C) float32 weights of the labels, times those of the images if a method set any."""
+        weight = self.labels.weight.copy()
+        image = self.cache.get("sample_weight", self.memory.get("sample_weight"))
+        if image is None:
+            return weight
+        image = np.asarray(image, np.float32)
+        if image.shape != (len(self),) or not (np.isfinite(image) & (image >= 0)).all():
+            raise ValueError("sample_weight: give one finite number from 0 for each image")
+        return weight * image[:, None]
 
     def _receive(self, model: FlatModel, message: Broadcast) -> None:
         model.load(message.model)
@@ -144,6 +185,46 @@ class Client:
             parts[part][rest] = array
         self.labels.load_state(parts["labels"])
         self.memory = parts["memory"]
+
+
+@contextmanager
+def frozen_backbone(model: FlatModel, frozen: bool) -> Iterator[Callable[[], None]]:
+    """While ``frozen``, only the head learns: call what this yields after each step.
+
+    The backbone computes as in an evaluation and gets no gradient. What it is put back from is
+    what acts without one: weight decay, gradients of a method's own, BatchNorm's statistics.
+    """
+    if not frozen:
+        yield lambda: None
+        return
+    head = {id(parameter) for parameter in model.head.parameters()}
+    backbone = [p for p in model.module.parameters() if id(p) not in head]
+    kept = model.vector.clone()
+
+    def hold() -> None:
+        own = [piece.view(model.vector).clone() for piece in model.head_slices]
+        model.load(kept)
+        for piece, values in zip(model.head_slices, own, strict=True):
+            piece.view(model.vector).copy_(values)
+        _evaluate_but_head(model)
+
+    _require_gradient(backbone, False)
+    _evaluate_but_head(model)
+    try:
+        yield hold
+    finally:
+        _require_gradient(backbone, True)
+        model.module.train()
+
+
+def _evaluate_but_head(model: FlatModel) -> None:
+    model.module.eval()
+    model.head.train()
+
+
+def _require_gradient(parameters: list[torch.nn.Parameter], required: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(required)
 
 
 def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -89,8 +89,9 @@ def _add_option(parser: Parser, name: str, option_field: Field) -> None:
         text += f" (default {option_field.default})"
     if rules["choices"]:
         text += ": " + ", ".join(rules["choices"]())
-    action = "append" if name == "param" else "store"
-    metavar = "KEY=VALUE" if name == "param" else name.upper()
+    pairs = rules["parse"] is dict
+    action = "append" if pairs else "store"
+    metavar = "KEY=VALUE" if pairs else name.upper()
     parser.add_argument(flag(name), action=action, help=text.replace("%", "%%"), metavar=metavar)
 
 
@@ -109,23 +110,25 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[s
         raise UserError(f"{unknown[0]}: unknown option; {hint}")
     table = vars(known)
     commands = {n: table.pop(n) for n in ("resume", "dry_run", "list", "quiet") if n in table}
-    if "param" in table:
-        table["param"] = dict(_key_value(text) for text in table["param"])
+    pairs = [n for n in table if n in OPTIONS and OPTIONS[n].metadata["parse"] is dict]
+    for name in pairs:
+        table[name] = dict(_key_value(text, flag(name)) for text in table[name])
     settings: dict[str, Any] = {}
     if "preset" in table:
         settings |= read_preset(table.pop("preset"))
     if "config" in table:
         settings |= read_yaml(Path(table.pop("config")))
-    if "param" in table and isinstance(settings.get("param"), dict):
-        table["param"] = settings["param"] | table["param"]
+    for name in pairs:
+        if isinstance(settings.get(name), dict):
+            table[name] = settings[name] | table[name]
     return settings | table, commands
 
 
-def _key_value(text: str) -> tuple[str, Any]:
+def _key_value(text: str, flag: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"--param {text}: give key=value")
+        raise UserError(f"{flag} {text}: give key=value")
     try:
         return key, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--param {text}: give a number, true or false as its value") from error
+        raise UserError(f"{flag} {text}: give a number, true or false as its value") from error

@@ -16,6 +16,9 @@ from src.aggregation import AGGREGATORS
 from src.methods import method_class, method_names
 from src.methods.base import Plan, parse_params
 from src.models import MODELS
+from src.supervision import LOSSES, build_loss
+from utils_.augment import AUGMENT
+from utils_.class_weights import CLASS_WEIGHTS
 from utils_.datasets import DATASETS
 from utils_.errors import UserError, nearest
 from utils_.missing import MISSING_TYPES
@@ -98,6 +101,14 @@ class Config:
     batch_size: int = option(32, "images a step", low=1, high=100_000)
     lr: float = option(1e-3, "learning rate of AdamW", low=1e-8, high=10)
     weight_decay: float = option(1e-4, "its weight decay", low=0, high=10)
+    loss: str = option("bce", "supervised loss of any method", choices=lambda: tuple(LOSSES))
+    loss_param: dict = option({}, "a parameter of the loss; may be repeated", parse=dict)
+    class_weights: str = option(
+        "none", "balance positives and negatives of a class", choices=_names(*CLASS_WEIGHTS)
+    )
+    consistency: float = option(0.0, "largest weight of two-view consistency", low=0, high=100)
+    augment: str = option("weak", "strength of the first view", choices=_names(*AUGMENT))
+    freeze_rounds: int = option(0, "rounds that train the head alone", low=0, high=1_000_000)
     aggregator: str = option("mean", "how reports are combined", choices=lambda: tuple(AGGREGATORS))
     buffers: str = option(
         "average", "BatchNorm statistics", choices=_names("average", "local", "server")
@@ -160,6 +171,7 @@ def resolve(given: dict[str, Any]) -> Config:
         missing=flawed if config.missing is None else config.missing,
     )
     parse_params(method_class(config.method), config.param)
+    build_loss(config.loss, config.loss_param)
     _check_together(config)
     return config
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+CLASS_COUNTS = "class_counts"  # (2, C) positives and annotated cells, see --class-weights
+
 
 @dataclass(frozen=True)
 class Broadcast:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.messages import Broadcast, Report, message_bytes
+from src.messages import CLASS_COUNTS, Broadcast, Report, message_bytes
 
 if TYPE_CHECKING:
     from src.methods.base import Method
@@ -31,6 +31,15 @@ class Server:
         self.memory: dict[str, np.ndarray] = {}
         self.round = 0
         self.bytes_up = 0
+        self._introduced = 0  # bytes received before the first round, counted with it
+
+    def meet(self, introductions: Iterable[Report]) -> None:
+        """Before the first round: keep the sum of the class counts that the sites tell."""
+        for report in introductions:
+            self._introduced += message_bytes(report)
+            if CLASS_COUNTS in report.extras:
+                total = self.memory.get(CLASS_COUNTS, 0)
+                self.memory[CLASS_COUNTS] = total + report.extras[CLASS_COUNTS]
 
     def select(self) -> list[int]:
         """Clients of this round, ascending."""
@@ -38,7 +47,8 @@ class Server:
 
     def broadcast(self) -> Broadcast:
         """What every selected client receives."""
-        return Broadcast(self.round, self.model, self.method.extras(self))
+        shared = {n: self.memory[n] for n in (CLASS_COUNTS,) if n in self.memory}
+        return Broadcast(self.round, self.model, shared | self.method.extras(self))
 
     def finish_round(self, reports: Iterable[Report]) -> list[Report]:
         """Fold the reports into the next model, one at a time; return them without their models.
@@ -47,7 +57,7 @@ class Server:
             FloatingPointError: a client reports a model that is not finite.
         """
         received: list[Report] = []
-        self.bytes_up = 0
+        self.bytes_up, self._introduced = self._introduced, 0
         self.model = self.method.aggregate(self, self._receive(reports, received))
         self.method.after_round(self, received)
         self.round += 1

@@ -79,6 +79,8 @@ class Simulation:
             Interrupted: ``stop`` said so.
         """
         runner = self._runner()
+        if self.server.round == 0:
+            self.server.meet(client.introduce() for client in self.clients)
         try:
             while self.server.round < self.config.rounds:
                 row = self._round(runner, log)

@@ -30,6 +30,7 @@ class Strength:
 # methods.md 1.1; the strong view's two rotations (20 and 30 degrees) are drawn as one of 50.
 WEAK = Strength(rotation=10, translation=0.02)
 STRONG = Strength(50, 0.1, 0.2, 10, True, 0.5, 0.5, 0.5, 0.2)
+AUGMENT = {"none": None, "weak": WEAK, "strong": STRONG}
 
 
 class Augmenter:
@@ -43,8 +44,15 @@ class Augmenter:
         """(B, H, W, 3) uint8 to (B, 3, H, W) normalised float32 in channels-last memory."""
         return self._normalise(images.permute(0, 3, 1, 2).float().div_(255))
 
-    def view(self, images: Tensor, generator: torch.Generator, *, strength: Strength) -> Tensor:
-        """Augment a (B, H, W, 3) uint8 batch; the draws come from ``generator`` (CPU)."""
+    def view(
+        self, images: Tensor, generator: torch.Generator, *, strength: Strength | None
+    ) -> Tensor:
+        """Augment a (B, H, W, 3) uint8 batch; the draws come from ``generator`` (CPU).
+
+        A strength of None draws nothing and gives the plain images.
+        """
+        if strength is None:
+            return self.plain(images)
         draws = torch.rand(len(images), 12, generator=generator).to(images.device)
         batch = images.permute(0, 3, 1, 2).float().div_(255)
         if any((strength.brightness, strength.contrast, strength.saturation, strength.hue)):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from src.aggregation import AGGREGATORS
-from src.losses import masked_bce
-from utils_.errors import UserError, nearest
+from src.losses import ramp
+from src.supervision import build_loss, two_view_consistency
+from utils_.params import param, parse_params
 from utils_.rng import derive
 
 if TYPE_CHECKING:
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from src.models import FlatModel
     from src.server import Server
 
+__all__ = ["Batch", "Method", "Plan", "param", "parse_params"]
+CONSISTENCY_RAMP, CONSISTENCY_KAPPA = 0.3, 5.0  # about Laine and Aila's 80 epochs of 300
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What all methods of a comparison share: the schedule and the local optimiser."""
+    """What all methods of a comparison share: the schedule, the local optimiser, the loss."""
 
     clients: int
     classes: int
@@ -37,6 +42,12 @@ class Plan:
     aggregator: str
     buffers: str
     seed: int
+    loss: str
+    loss_param: dict
+    class_weights: str
+    consistency: float
+    augment: str
+    freeze_rounds: int
 
     @property
     def clients_per_round(self) -> int:
@@ -49,11 +60,13 @@ class Batch:
     """One step's data, on the device.
 
     Attributes:
-        images: (B, 3, H, W) float32, normalised, weakly augmented.
-        strong: a second, strongly augmented view of the same images; None unless ``views`` is 2.
+        images: (B, 3, H, W) float32, normalised, augmented as ``--augment`` says (weakly).
+        strong: a second, strongly augmented view of the same images; None unless ``views`` is 2
+            or ``--consistency`` is positive.
         rows: (B,) int64 positions in the client's own arrays (CPU).
         target: (B, C) float32 in [0, 1]; 0 where weight is 0.
-        weight: (B, C) float32 in [0, 1].
+        weight: (B, C) float32, the label's weight in [0, 1] times the image's, see
+            :meth:`src.client.Client.train`.
     """
 
     images: Tensor
@@ -82,6 +95,7 @@ class Method:
     def __init__(self, plan: Plan, params: Any = None) -> None:
         self.plan = plan
         self.params = params if params is not None else self.Params()
+        self.supervision = build_loss(plan.loss, plan.loss_param)
 
     @property
     def hidden_labels(self) -> bool:
@@ -106,8 +120,21 @@ class Method:
         return self.supervised(client, model.forward(batch.images), batch)
 
     def supervised(self, client: Client, logits: Tensor, batch: Batch) -> Tensor:
-        """The supervised term: the chosen loss on the cells of positive weight, a scalar."""
-        return masked_bce(logits, batch.target, batch.weight)
+        """The supervised term: the chosen loss on the cells of positive weight, a scalar.
+
+        Call it once a step, with the logits of ``batch.rows``: some losses remember what each
+        image was predicted. ``--class-weights`` apply to it and to nothing else.
+        """
+        balance = None
+        if self.plan.class_weights != "none":
+            balance = torch.from_numpy(client.cache["class_weights"]).to(logits.device)
+        return self.supervision(client, logits, batch, balance=balance)
+
+    def consistency(self, client: Client, model: FlatModel, batch: Batch) -> Tensor:
+        """The term of ``--consistency``, added to any method's loss: agreement of two views."""
+        end = CONSISTENCY_RAMP * self.plan.rounds
+        growth = ramp(client.round, begin=0, end=end, kappa=CONSISTENCY_KAPPA)
+        return self.plan.consistency * growth * two_view_consistency(model, batch)
 
     def after_backward(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         """Change ``model.gradient`` before the step."""
@@ -124,36 +151,3 @@ class Method:
 
     def after_round(self, server: Server, reports: list[Report]) -> None:
         """Bookkeeping at the server; the reports' models are gone by now."""
-
-
-def param(default: float | bool, help: str, low: float = 0.0, high: float = 1.0) -> Any:
-    """A parameter of a method: default, meaning and closed range."""
-    return field(default=default, metadata={"help": help, "range": (low, high)})
-
-
-def parse_params(method: type[Method], given: dict[str, Any]) -> Any:
-    """Build the method's ``Params`` from key=value pairs, checked by the fields' types and ranges.
-
-    Raises:
-        UserError: an unknown key, a value of the wrong type or out of range.
-    """
-    known = {entry.name: entry for entry in fields(method.Params)}
-    params = method.Params()
-    for key, value in given.items():
-        if key not in known:
-            hint = nearest(key, known) if known else "it has none"
-            raise UserError(f"--param {key}: unknown parameter of this method; {hint}")
-        params = replace(params, **{key: _convert(known[key], value)})
-    return params
-
-
-def _convert(entry: Any, value: Any) -> Any:
-    kind = {"bool": bool, "int": int, "float": float}[str(entry.type)]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {bool: isinstance(value, bool), int: number and float(value).is_integer(), float: number}
-    if not fits[kind]:
-        raise UserError(f"--param {entry.name}={value}: give a value of type {entry.type}")
-    low, high = entry.metadata.get("range", (-np.inf, np.inf))
-    if kind is not bool and not low <= value <= high:
-        raise UserError(f"--param {entry.name}={value}: give a number from {low:g} to {high:g}")
-    return kind(value)

@@ -1,0 +1,51 @@
+"""Parameters of methods and losses: dataclass fields that carry their meaning and range."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from utils_.errors import UserError, nearest
+
+
+def param(default: float | bool, help: str, low: float = 0.0, high: float = 1.0) -> Any:
+    """A parameter: default, meaning and closed range."""
+    return field(default=default, metadata={"help": help, "range": (low, high)})
+
+
+def parse_params(
+    owner: type, given: dict[str, Any], *, flag: str = "--param", kind: str = "method"
+) -> Any:
+    """Build ``owner.Params`` from key=value pairs, checked by the fields' types and ranges.
+
+    Args:
+        owner: a class with a dataclass ``Params``, such as a method or a loss.
+        given: the pairs.
+        flag: the option they came from, for the message.
+        kind: what ``owner`` is, for the message.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type or out of range.
+    """
+    known = {entry.name: entry for entry in fields(owner.Params)}
+    params = owner.Params()
+    for key, value in given.items():
+        if key not in known:
+            hint = nearest(key, known) if known else "it has none"
+            raise UserError(f"{flag} {key}: unknown parameter of this {kind}; {hint}")
+        params = replace(params, **{key: _convert(known[key], value, flag)})
+    return params
+
+
+def _convert(entry: Any, value: Any, flag: str) -> Any:
+    kind = {"bool": bool, "int": int, "float": float}[str(entry.type)]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {bool: isinstance(value, bool), int: number and float(value).is_integer(), float: number}
+    if not fits[kind]:
+        raise UserError(f"{flag} {entry.name}={value}: give a value of type {entry.type}")
+    low, high = entry.metadata.get("range", (-np.inf, np.inf))
+    if kind is not bool and not low <= value <= high:
+        raise UserError(f"{flag} {entry.name}={value}: give a number from {low:g} to {high:g}")
+    return kind(value)
