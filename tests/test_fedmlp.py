@@ -1,0 +1,385 @@
+"""FedMLP against plain loops written from its equations (methods.md 4 and its docstring)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import PARAMS, Trace, make_config, make_dataset, make_plan, make_scenario, simulate
+
+from src.config import Config
+from src.messages import Broadcast, Report, message_bytes
+from src.methods.base import parse_params
+from src.methods.fedmlp import FedMLP
+from utils_.labels import MISSING, OBSERVED, PSEUDO, LabelState
+from utils_.prototypes import class_prototypes, pool_prototypes, similarity_margin, tag
+from utils_.rng import derive
+
+N, C, D, WARMUP = 30, 4, 5, 3
+VECTOR = torch.zeros(3)
+
+
+def make_method(**param: Any) -> FedMLP:
+    return FedMLP(make_plan(rounds=10, warmup_rounds=WARMUP), parse_params(FedMLP, param))
+
+
+def make_observed(seed: int = 0) -> np.ndarray:
+    """Class 1 has no positive, class 2 gaps, class 3 is annotated nowhere."""
+    draw = derive(seed, "observed")
+    observed = (draw.random((N, C)) < 0.4).astype(np.float32)
+    observed[:, 1] = 0
+    observed[draw.random(N) < 0.6, 2] = np.nan
+    observed[:, 3] = np.nan
+    return observed
+
+
+def make_features(seed: int = 0) -> np.ndarray:
+    return derive(seed, "features").normal(0.3, 1, (N, D)).astype(np.float32)
+
+
+@dataclass
+class FakeClient:
+    """What FedMLP asks of a client; its images are logits, and its teacher's a line of them."""
+
+    labels: LabelState
+    index: int = 0
+    features: np.ndarray = field(default_factory=make_features)
+    probability: np.ndarray = field(default_factory=lambda: derive(1, "p").random((N, C)))
+    memory: dict = field(default_factory=dict)
+    cache: dict = field(default_factory=dict)
+    logs: dict = field(default_factory=dict)
+
+    def embed(self, model: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self.features, self.probability
+
+    def predict_batch(self, model: Any, vector: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        assert vector is VECTOR, "the teacher is the received model"
+        return (images.detach() / 2 + 0.1).sigmoid()
+
+
+def message(round: int, **extras: np.ndarray) -> Broadcast:
+    return Broadcast(round, VECTOR, extras)
+
+
+# ---- prototypes, one number after the other
+
+
+def reference_prototypes(features: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    table = np.zeros((2, observed.shape[1], features.shape[1]))
+    for b, c, d in np.ndindex(table.shape):
+        own = [float(features[i, d]) for i in range(len(features)) if observed[i, c] == b]
+        table[b, c, d] = sum(own) / len(own) if own else 0
+    return table
+
+
+def test_prototypes_are_means_over_annotated_cells() -> None:
+    features, observed = make_features(), make_observed()
+    found = class_prototypes(features, observed)
+    np.testing.assert_allclose(found, reference_prototypes(features, observed), atol=1e-6)
+    assert not found[1, 1].any(), "no positive, no prototype"
+    assert not found[:, 3].any()
+    assert found[0, 1].any() and found[:, 2].any()
+
+
+def test_the_pool_is_a_mean_by_images_over_the_sites_that_have_a_prototype() -> None:
+    draw = derive(0, "pool")
+    sites = draw.normal(size=(3, 2, C, D)).astype(np.float32)
+    sites[0, 1, 1] = sites[1, :, 2] = sites[:, 0, 3] = 0
+    samples, last = np.array([10, 30, 7]), draw.normal(size=(2, C, D)).astype(np.float32)
+    for old in (last, None):
+        found = pool_prototypes(sites, samples, old)
+        for b, c in np.ndindex(2, C):
+            own = [k for k in range(3) if sites[k, b, c].any()]
+            total = sum(int(samples[k]) for k in own)
+            for d in range(D):
+                expected = sum(int(samples[k]) * float(sites[k, b, c, d]) for k in own)
+                kept = 0.0 if old is None else float(old[b, c, d])
+                expected = expected / total if own else kept
+                assert found[b, c, d] == pytest.approx(expected, abs=1e-6)
+
+
+# ---- tags
+
+
+def reference_margin(feature: np.ndarray, absent: np.ndarray, present: np.ndarray) -> float:
+    def cosine(u: np.ndarray, v: np.ndarray) -> float:
+        dot = sum(float(a) * float(b) for a, b in zip(u, v, strict=True))
+        return dot / math.sqrt(sum(float(a) ** 2 for a in u) * sum(float(b) ** 2 for b in v))
+
+    return cosine(feature, absent) - cosine(feature, present)
+
+
+def reference_tags(
+    features: np.ndarray, free: np.ndarray, prototypes: np.ndarray, rates: Any
+) -> dict:
+    """{cell: value} of one round; ``rates[b][c]`` is the share of group b tagged."""
+    tags = {}
+    for c in range(C):
+        absent, present = prototypes[0, c], prototypes[1, c]
+        if not absent.any() or not present.any():
+            continue
+        margin = {i: reference_margin(features[i], absent, present) for i in range(N) if free[i, c]}
+        groups = [i for i in margin if margin[i] >= 0], [i for i in margin if margin[i] < 0]
+        for b, group in enumerate(groups):
+            count = max(1, math.floor(float(rates[b][c]) * len(group) + 1e-6))
+            farthest = sorted(group, key=lambda i: -abs(margin[i]))
+            tags |= {(i, c): float(b) for i in farthest[:count]}
+    return tags
+
+
+def make_prototypes() -> np.ndarray:
+    prototypes = derive(0, "prototypes").normal(0.3, 1, (2, C, D)).astype(np.float32)
+    prototypes[1, 1] = 0  # nobody has a positive of class 1
+    return prototypes
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_tagging_against_the_reference_round_by_round(adaptive: bool) -> None:
+    method = make_method(negative_rate=0.2, positive_rate=0.35, adaptive=adaptive)
+    observed = make_observed()
+    observed[::2, 1] = np.nan
+    client, prototypes = FakeClient(LabelState(observed)), make_prototypes()
+    degree = np.array([1, 0.7, 0.55, 0.9], np.float32)
+    target = {cell: float(observed[cell]) for cell in zip(*np.nonzero(observed >= 0), strict=True)}
+    tagged = 0
+    for round in range(WARMUP, WARMUP + 4):
+        client.features, client.cache = make_features(round), {}
+        free = np.array([[(i, c) not in target for c in range(C)] for i in range(N)])
+        pace = degree if adaptive else np.ones(C)
+        tags = reference_tags(client.features, free, prototypes, (0.2 * pace, 0.35 * pace))
+        target |= tags
+        tagged += len(tags)
+        method.before_local(client, None, message(round, prototypes=prototypes, degree=degree))
+        expected = np.zeros((N, C))
+        for cell, value in target.items():
+            expected[cell] = value
+        np.testing.assert_array_equal(client.labels.target, expected)
+        known = np.array([[(i, c) in target for c in range(C)] for i in range(N)])
+        np.testing.assert_array_equal(client.labels.weight, known.astype(np.float32))
+    assert tagged > 20
+    status = client.labels.status
+    assert (status == PSEUDO).sum() == tagged
+    assert (status[~np.isnan(observed)] == OBSERVED).all(), "annotations are never changed"
+    assert (status[np.isnan(observed[:, 1]), 1] == MISSING).all(), "no prototype, no tag"
+
+
+def test_a_small_group_gets_one_tag_and_an_empty_one_none() -> None:
+    """Trap: 0.5 % of a group of fewer than 200 is nothing, for ever."""
+    margin = np.array([[0.3], [0.1], [0.2], [-0.1]])
+    rates = np.array([0.005]), np.array([0.01])
+    cells, values = tag(margin, np.ones((4, 1), bool), rates)
+    assert cells[:, 0].tolist() == [True, False, False, True]
+    assert values[cells].tolist() == [0, 1]
+    cells, _ = tag(margin, np.array([[False], [True], [True], [False]]), rates)
+    assert cells[:, 0].tolist() == [False, False, True, False]
+    assert not tag(margin, np.zeros((4, 1), bool), rates)[0].any()
+    assert not tag(np.full((4, 1), np.nan), np.ones((4, 1), bool), rates)[0].any()
+
+
+def test_positives_are_tagged_where_no_negative_is() -> None:
+    """Trap: in the release a clause drops the positives where there are no negatives."""
+    cells, values = tag(-np.ones((5, 1)), np.ones((5, 1), bool), (np.ones(1), np.ones(1)))
+    assert cells.all() and values.all()
+
+
+def test_the_margin_of_an_image_without_features_is_zero() -> None:
+    features = np.zeros((2, D), np.float32)
+    margin = similarity_margin(features, make_prototypes())
+    np.testing.assert_array_equal(margin[:, [0, 2, 3]], 0)
+    assert np.isnan(margin[:, 1]).all()
+
+
+# ---- the objective
+
+
+def entropy(logit: float, target: float) -> float:
+    return max(logit, 0) - logit * target + math.log1p(math.exp(-abs(logit)))
+
+
+def sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+def objectives(round: int, **param: Any) -> tuple[float, float]:
+    """FedMLP's loss of a batch, and the same by loops."""
+    method, labels = make_method(**param), LabelState(make_observed())
+    tags = np.zeros((N, C), bool)
+    tags[:9, 3] = True
+    if round >= WARMUP:
+        labels.correct(tags, np.arange(N)[:, None] % 2 * np.ones((1, C)))
+    client, rows = FakeClient(labels), np.array([3, 0, 7, 11, 5, 20])
+    method.before_local(client, None, message(round))
+    views = 2 * torch.randn(2, len(rows), C, generator=torch.Generator().manual_seed(0))
+    tables = (torch.from_numpy(table[rows].copy()) for table in (labels.target, labels.weight))
+    batch = SimpleNamespace(
+        **dict(zip(("images", "strong"), views, strict=True)),
+        **dict(zip(("target", "weight"), tables, strict=True)),
+        rows=rows,
+    )
+    model = SimpleNamespace(forward=lambda images: images)
+    found = method.loss(client, model, batch, message(round)).item()
+    adjust, distil = param.get("logit_adjustment", True), param.get("distil", True)
+    return found, sum(reference_loss(v, rows, labels, round, adjust, distil) for v in views) / 2
+
+
+def reference_loss(
+    logits: torch.Tensor, rows: Any, labels: LabelState, round: int, adjust: bool, distil: bool
+) -> float:
+    supervised, distilled = [], []
+    for b, c in np.ndindex(len(rows), C):
+        z, i = float(logits[b, c]), rows[b]
+        given = [float(y) for y in labels.observed[:, c] if not math.isnan(y)]
+        odds = (sum(given) + 0.5) / (len(given) - sum(given) + 0.5)
+        if labels.weight[i, c] > 0:
+            shifted = z + (math.log(odds) if adjust else 0)
+            supervised.append(entropy(shifted, float(labels.target[i, c])))
+        else:
+            distilled.append((sigmoid(z) - sigmoid(z / 2 + 0.1)) ** 2)
+    if round < WARMUP:
+        return sum(supervised) / len(supervised) + sum(distilled) / len(distilled)
+    if not distil:
+        return sum(supervised) / len(supervised)
+    return (sum(supervised) + sum(distilled)) / (len(supervised) + len(distilled))
+
+
+@pytest.mark.parametrize("distil", [True, False])
+@pytest.mark.parametrize("adjust", [True, False])
+@pytest.mark.parametrize("round", [0, WARMUP - 1, WARMUP, WARMUP + 5])
+def test_the_objective_against_the_reference(round: int, adjust: bool, distil: bool) -> None:
+    found, expected = objectives(round, logit_adjustment=adjust, distil=distil)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_adjustment_of_a_class_without_positives_or_annotations_is_finite() -> None:
+    client = FakeClient(LabelState(make_observed()))
+    make_method().before_local(client, None, message(0))
+    shift = client.cache["shift"].numpy()
+    assert shift[1] == pytest.approx(math.log(0.5 / (N + 0.5)), abs=1e-6)
+    assert shift[3] == 0
+
+
+# ---- what is sent, and the server
+
+
+def test_the_report_against_the_reference() -> None:
+    method, client = make_method(), FakeClient(LabelState(make_observed()))
+    assert method.after_local(client, None, message(WARMUP - 2)) == {}
+    extras = method.after_local(client, None, message(WARMUP - 1))
+    np.testing.assert_allclose(
+        extras["prototypes"], reference_prototypes(client.features, make_observed()), atol=1e-6
+    )
+    for c in range(C):
+        missing = [i for i in range(N) if np.isnan(client.labels.observed[i, c])]
+        sure = [i for i in missing if not 0.3 <= client.probability[i, c] <= 0.7]
+        assert extras["missing"][c] == len(missing)
+        assert extras["sure"][c] == len(sure)
+    assert extras["sure"][3] > 0
+
+
+def make_report(client: int, samples: int, sure: list, missing: list) -> Report:
+    prototypes = derive(client, "sent").normal(size=(2, C, D)).astype(np.float32)
+    counts = {"sure": np.array(sure, np.float32), "missing": np.array(missing, np.float32)}
+    return Report(client, samples, None, {"prototypes": prototypes, **counts})
+
+
+def test_the_server_against_the_reference() -> None:
+    """Degrees are the sites' confidences, weighted by images, over the sites that miss a class."""
+    method, server = make_method(), SimpleNamespace(memory={}, round=WARMUP)
+    assert method.extras(server) == {}
+    method.after_round(server, [Report(0, 5, None, {})])
+    assert method.extras(server) == {}, "nothing is told in the first stage"
+    one = make_report(0, 10, [5, 0, 0, 10], [10, 10, 0, 10])
+    two = make_report(1, 30, [0, 15, 0, 0], [0, 30, 0, 0])
+    method.after_round(server, [two, one])
+    sent = method.extras(server)
+    expected = [5 / 10, (10 * 0 + 30 * 15 / 30) / 40, 1, 1]
+    np.testing.assert_allclose(sent["degree"], expected, atol=1e-6)
+    mean = (10 * one.extras["prototypes"] + 30 * two.extras["prototypes"]) / 40
+    np.testing.assert_allclose(sent["prototypes"], mean, atol=1e-6)
+    method.after_round(server, [two])  # the first site does not take part
+    np.testing.assert_allclose(method.extras(server)["degree"], [0.5, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(
+        method.extras(server)["prototypes"], two.extras["prototypes"], atol=1e-6
+    )
+
+
+# ---- whole runs
+
+
+def run(mask: str, clients: int = 3, **settings: Any) -> Trace:
+    dataset = make_dataset()
+    scenario = make_scenario(dataset, mask=mask, noise=0.2, clients=clients)
+    return simulate(make_config("fedmlp", clients=clients, **settings), dataset, scenario)
+
+
+def test_the_second_stage_runs_with_the_defaults() -> None:
+    plan = Config(method="fedmlp").plan(C)
+    assert 0 < plan.warmup_rounds <= plan.rounds / 10
+    assert FedMLP.Params().distil and FedMLP.Params().adaptive
+
+
+@pytest.mark.parametrize("mask", ["classes", "cells"])
+def test_both_stages_are_run_in_the_tiny_federation(mask: str) -> None:
+    trace = run(mask)
+    assert [sorted(m.extras) for m in trace.sent] == [[]] + 2 * [["degree", "prototypes"]]
+    features = trace.sent[1].extras["prototypes"].shape[-1]
+    assert trace.sent[1].extras["prototypes"].shape == (2, 4, features)
+    assert features == 64, "the features before the head, not the logits"
+    extra = message_bytes(trace.sent[1]) - message_bytes(trace.sent[0])
+    assert extra == 4 * (2 * 4 * features + 4)
+    labels = [client.labels for client in trace.simulation.clients]
+    tagged = [(s.status == PSEUDO) for s in labels]
+    values = np.concatenate([s.target[t] for s, t in zip(labels, tagged, strict=True)])
+    assert len(values) > 10 and 0 < values.mean() < 1
+    assert torch.isfinite(trace.vector).all()
+    assert not np.array_equal(trace.vector.numpy(), run(mask, warmup_rounds=3).vector.numpy())
+
+
+def test_tags_last_and_grow() -> None:
+    seen: list[np.ndarray] = []
+
+    def look(simulation: Any) -> None:
+        labels = simulation.clients[0].labels
+        seen.append(np.where(labels.status == PSEUDO, labels.target, np.nan))
+
+    dataset = make_dataset()
+    scenario = make_scenario(dataset, mask="classes")
+    slow = PARAMS["fedmlp"] | {"negative_rate": 0.1, "positive_rate": 0.1}
+    config = make_config("fedmlp", rounds=5, param=slow)
+    simulate(config, dataset, scenario, before_round=look)
+    counts = [int((~np.isnan(table)).sum()) for table in seen]
+    assert counts[:2] == [0, 0] and counts[2] < counts[3] < counts[4]
+    for before, after in itertools.pairwise(seen):
+        kept = ~np.isnan(before)
+        np.testing.assert_array_equal(before[kept], after[kept])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clients": 1},
+        {"fraction": 0.4, "rounds": 4},
+        {"warmup_rounds": 0},
+        {"local_epochs": 2, "batch_size": 64},
+    ],
+)
+@pytest.mark.parametrize("mask", ["none", "classes", "cells"])
+def test_hard_cases_end_well(mask: str, settings: dict) -> None:
+    trace = run(mask, **settings)
+    assert torch.isfinite(trace.vector).all()
+    assert all(np.isfinite(e).all() for m in trace.sent for e in m.extras.values())
+
+
+def test_a_federation_without_a_single_positive_tags_nothing() -> None:
+    dataset = make_dataset()
+    scenario = make_scenario(dataset, mask="classes")
+    scenario = replace(scenario, noisy=np.zeros_like(scenario.noisy))
+    trace = simulate(make_config("fedmlp"), dataset, scenario)
+    assert torch.isfinite(trace.vector).all()
+    assert not any((client.labels.status == PSEUDO).any() for client in trace.simulation.clients)
