@@ -188,14 +188,14 @@ def test_bits_depend_neither_on_threads_nor_on_batches(
 
 GOLDEN = [
     62.36,
-    55.7,
+    55.70,
     67.25,
     89.77,
     72.96,
     60.15,
     79.89,
     59.04,
-    74.82,
+    76.23,
     66.33,
     84.81,
     53.61,
@@ -212,7 +212,7 @@ GOLDEN = [
 
 def test_pixels_of_this_version() -> None:
     """If this fails on purpose, raise VERSION, or old caches stay in use."""
-    assert synthetic.VERSION == 1
+    assert synthetic.VERSION == 2
     means = picture(np.eye(20)).mean((1, 2, 3))
     np.testing.assert_allclose(means, GOLDEN, atol=0.1)
 

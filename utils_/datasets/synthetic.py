@@ -19,7 +19,7 @@ from utils_.files import atomic_path
 from utils_.rng import derive
 
 LOGGER = logging.getLogger("fednml")
-VERSION = 1  # to be raised whenever the same seed gives other labels or pixels
+VERSION = 2  # to be raised whenever the same seed gives other labels or pixels
 CACHE = Path(__file__).resolve().parents[2] / "data" / "synthetic" / ".cache"
 CHECKSUM_BYTES = 4
 # MuReD (Rodriguez et al., Data in Brief 2022): classes in the order of its files, with the

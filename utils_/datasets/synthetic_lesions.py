@@ -53,7 +53,7 @@ class Lesion:
     tangent: bool = False
 
 
-FAINT = 0.2  # share of the images in which a finding is hardly visible
+FAINT = 0.25  # share of the images in which a finding is hardly visible
 FINDINGS: dict[str, tuple[Lesion, ...]] = {
     "DR": (
         Lesion(RETINA, "retina", (7, 18), (0.020, 0.036), BLOOD, (0.7, 0.95), edge=0.6),
