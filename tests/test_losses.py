@@ -11,7 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from src.losses import label_margin, masked_bce, ramp, weighted_mean
+from src.losses import (
+    asymmetric,
+    early_learning_penalty,
+    focal,
+    generalised_cross_entropy,
+    known_share_weight,
+    label_margin,
+    largest,
+    masked_bce,
+    partial_mean,
+    ramp,
+    symmetric_cross_entropy,
+    weighted_mean,
+)
 
 SHAPE = (5, 3)
 LOGITS = arrays(np.float32, SHAPE, elements=st.floats(-20, 20, width=32))
@@ -132,3 +145,201 @@ def test_ramp_grows_from_its_floor_to_one(time: float, length: float, kappa: flo
 @pytest.mark.parametrize("end", [10, 5])
 def test_a_ramp_without_length_is_full(end: int) -> None:
     assert ramp(3, begin=10, end=end, kappa=2) == 1
+
+
+# ---- losses of single cells: golden values, loops, soft targets, extremes
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def of_label(name: str, z: float, y: int) -> float:
+    """The loss of one cell whose label is 0 or 1, from the equations of methods.md 12."""
+    p = sigmoid(z)
+    mine = p if y else 1 - p  # probability of the label
+    if name == "focal":
+        return -(0.25 if y else 0.75) * (1 - mine) ** 2 * math.log(mine)
+    if name == "asymmetric":
+        shifted = max(p - 0.05, 0)
+        return -(1 - p) * math.log(p) if y else -(shifted**4) * math.log(1 - shifted)
+    if name == "gce":
+        return (1 - mine**0.7) / 0.7
+    return 0.1 * -math.log(mine) + 4 * abs(p - y)
+
+
+CELL_LOSSES = {
+    "focal": lambda z, y: focal(z, y, gamma=2, alpha=0.25),
+    "asymmetric": lambda z, y: asymmetric(z, y, gamma_positive=1, gamma_negative=4, margin=0.05),
+    "gce": lambda z, y: generalised_cross_entropy(z, y, q=0.7),
+    "sce": lambda z, y: symmetric_cross_entropy(z, y, alpha=0.1, beta=1, log_zero=-4),
+}
+EACH_CELL_LOSS = pytest.mark.parametrize("name", CELL_LOSSES)
+
+
+@EACH_CELL_LOSS
+@settings(max_examples=50, deadline=None)
+@given(logits=arrays(np.float32, SHAPE, elements=st.floats(-12, 12, width=32)), target=TARGETS)
+def test_losses_of_cells_against_a_loop(name: str, logits: np.ndarray, target: np.ndarray) -> None:
+    """A soft target is a label drawn with that probability."""
+    found = CELL_LOSSES[name](torch.from_numpy(logits), torch.from_numpy(target))
+    assert found.shape == SHAPE
+    for cell in np.ndindex(SHAPE):
+        z, t = float(logits[cell]), float(target[cell])
+        expected = t * of_label(name, z, 1) + (1 - t) * of_label(name, z, 0)
+        assert found[cell].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@EACH_CELL_LOSS
+def test_losses_of_cells_are_finite_at_the_extremes(name: str) -> None:
+    logits = torch.tensor([-1e4, -200.0, -30, -1, 0, 1, 30, 200, 1e4]).repeat(3, 1)
+    logits.requires_grad_()
+    target = torch.tensor([0.0, 0.5, 1.0])[:, None].expand(3, 9)
+    values = CELL_LOSSES[name](logits, target)
+    values.sum().backward()
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(logits.grad).all()
+    assert (values >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("z", "y", "gamma", "golden"),
+    [
+        *((2, 1, 1, 0.015130), (-1, 1, 1, 0.960071), (2, 0, 1, 0.846415), (-4, 0, 1, 0)),
+        (2, 1, 0, 0.126928),
+    ],
+)
+def test_asymmetric_golden_values(z: float, y: float, gamma: float, golden: float) -> None:
+    numbers = {"gamma_positive": gamma, "gamma_negative": 4, "margin": 0.05}
+    found = asymmetric(torch.tensor([[float(z)]]), torch.tensor([[float(y)]]), **numbers)
+    assert found.item() == pytest.approx(golden, abs=2e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("margin", [0.0, 0.05])
+@pytest.mark.parametrize("detach", [False, True])
+def test_asymmetric_has_a_finite_gradient_at_every_setting(
+    gamma: float, margin: float, detach: bool
+) -> None:
+    logits = torch.tensor([[-100.0, -3.0, 0.0, 3.0, 100.0]]).repeat(2, 1).requires_grad_()
+    target = torch.tensor([[0.0], [1.0]]).expand(2, 5)
+    numbers = {"gamma_positive": gamma, "gamma_negative": gamma, "margin": margin}
+    asymmetric(logits, target, **numbers, detach=detach).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[0] >= 0).all()
+    assert (logits.grad[1] <= 0).all()
+
+
+def test_asymmetric_without_fading_is_cross_entropy() -> None:
+    logits, target = torch.linspace(-20, 20, 9)[None], torch.linspace(0, 1, 9)[None]
+    found = asymmetric(logits, target, gamma_positive=0, gamma_negative=0, margin=0)
+    for cell in range(9):
+        expected = cross_entropy(logits[0, cell].item(), target[0, cell].item())
+        assert found[0, cell].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_detaching_the_focus_keeps_the_value_and_changes_the_gradient() -> None:
+    numbers = {"gamma_positive": 1, "gamma_negative": 4, "margin": 0.05}
+    results = []
+    for detach in (False, True):
+        logits = torch.tensor([[0.3, 2.0]], requires_grad=True)
+        loss = asymmetric(logits, torch.tensor([[1.0, 0.0]]), **numbers, detach=detach).sum()
+        loss.backward()
+        results.append((loss.item(), logits.grad))
+    assert results[0][0] == results[1][0]
+    p = sigmoid(0.3)
+    assert results[1][1][0, 0].item() == pytest.approx(-((1 - p) ** 2), rel=1e-5)
+    assert not torch.allclose(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize(
+    ("probability", "golden"), [(0.9, 0.101569), (0.5, 0.549183), (0.1, 1.143534)]
+)
+@pytest.mark.parametrize("y", [0.0, 1.0])
+def test_generalised_cross_entropy_golden_values(
+    probability: float, golden: float, y: float
+) -> None:
+    z = logit(probability) * (1 if y else -1)
+    found = generalised_cross_entropy(torch.tensor([[z]]), torch.tensor([[y]]), q=0.7)
+    assert found.item() == pytest.approx(golden, abs=2e-6)
+
+
+def test_generalised_cross_entropy_between_its_ends() -> None:
+    logits, target = torch.linspace(-5, 5, 11)[None], (torch.arange(11) % 2.0)[None]
+    probability = logits.sigmoid()
+    absolute = generalised_cross_entropy(logits, target, q=1)
+    torch.testing.assert_close(absolute, (probability - target).abs())
+    near_zero = generalised_cross_entropy(logits, target, q=1e-3)
+    entropy = [cross_entropy(z.item(), y.item()) for z, y in zip(logits[0], target[0], strict=True)]
+    torch.testing.assert_close(near_zero, torch.tensor([entropy]), rtol=3e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("log_zero", "alpha", "beta", "golden"),
+    [
+        *((-4, 1, 0, 0.356675), (-4, 0, 1, 1.2), (math.log(1e-4), 0, 1, 2.763102)),
+        (math.log(1e-4), 0.1, 1, 2.798770),
+    ],
+)
+def test_symmetric_cross_entropy_golden_values(
+    log_zero: float, alpha: float, beta: float, golden: float
+) -> None:
+    """methods.md 19 gives them for p = (0.7, 0.2, 0.1), of which a binary label sees 0.7."""
+    numbers = {"alpha": alpha, "beta": beta, "log_zero": log_zero}
+    found = symmetric_cross_entropy(torch.tensor([[logit(0.7)]]), torch.ones(1, 1), **numbers)
+    assert found.item() == pytest.approx(golden, abs=2e-6)
+
+
+def test_early_learning_penalty_by_hand() -> None:
+    logits = torch.tensor([[1.0, -2.0]])
+    memory = torch.tensor([[[0.6, 0.0]], [[0.3, 0.0]]])
+    found = early_learning_penalty(logits, memory)
+    p = sigmoid(1)
+    assert found[0, 0].item() == pytest.approx(math.log(1 - 0.6 * p - 0.3 * (1 - p)), abs=1e-6)
+    assert found[0, 1].item() == 0, "nothing remembered, nothing asked"
+
+
+@pytest.mark.parametrize(
+    ("share", "gamma", "golden"),
+    [
+        *((1, 1, 1), (0.5, 1, 3.2222), (0.1, 1, 5)),
+        *((1, -1, 1), (0.5, -1, 1.4444), (0.1, -1, 5)),
+        *((1, 0, 1), (10**-0.5, 0, 3), (0.1, 0, 5)),
+    ],
+)
+def test_partial_weight_golden_values(share: float, gamma: float, golden: float) -> None:
+    found = known_share_weight(torch.tensor(float(share)), gamma=gamma, tenth=5)
+    assert found.item() == pytest.approx(golden, abs=5e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.float32, SHAPE, elements=st.floats(0, 20, width=32)), WEIGHTS)
+def test_partial_mean_against_a_loop(values: np.ndarray, weight: np.ndarray) -> None:
+    total, images = 0.0, 0
+    for v, w in zip(values, weight, strict=True):
+        share = float((w > 0).mean())
+        if share:
+            scale = -40 / 9 * share + 49 / 9
+            total += scale / SHAPE[1] * sum(float(a) * float(b) for a, b in zip(v, w, strict=True))
+            images += 1
+    garbage = np.where(weight > 0, values, np.nan)
+    found = partial_mean(torch.from_numpy(garbage), torch.from_numpy(weight), gamma=1, tenth=5)
+    assert found.item() == pytest.approx(total / max(images, 1), rel=1e-5, abs=1e-6)
+
+
+def test_the_largest_are_exactly_so_many() -> None:
+    values = torch.tensor([[3.0, 9.0, 3.0], [3.0, 1.0, 3.0]])
+    candidates = torch.tensor([[True, False, True], [True, True, False]])
+    for count, expected in [
+        (0, []),
+        (1, [(0, 0)]),
+        (2, [(0, 0), (0, 2)]),
+        (3, [(0, 0), (0, 2), (1, 0)]),
+        (9, [(0, 0), (0, 2), (1, 0), (1, 1)]),
+    ]:
+        found = largest(values, candidates, count)
+        assert [tuple(cell) for cell in found.nonzero().tolist()] == expected
