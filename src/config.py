@@ -21,8 +21,8 @@ from utils_.augment import AUGMENT
 from utils_.class_weights import CLASS_WEIGHTS
 from utils_.datasets import DATASETS
 from utils_.errors import UserError, nearest
-from utils_.missing import MISSING_TYPES
-from utils_.noise import NOISE_TYPES
+from utils_.missing import MISSING_TYPES, UP_TO_ALL
+from utils_.noise import CLIENT_RATES, NOISE_TYPES
 from utils_.splits import SPLITS
 
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
@@ -73,16 +73,29 @@ class Config:
         None, "noise rate (default 0; synthetic 0.4)", low=0, high=1, parse=float
     )
     noise_type: str = option("paper", "noise model", choices=lambda: tuple(NOISE_TYPES))
+    noise_clients: str = option(
+        "same", "how the rate differs by client, at most --noise", choices=_names(*CLIENT_RATES)
+    )
+    noise_low: float = option(0.0, "lowest rate of a noisy client, if not same", low=0, high=1)
+    noisy_share: float = option(0.6, "chance of a client to be noisy (bernoulli)", low=0, high=1)
     missing: float | int | None = option(
         None,
-        "hidden classes a client: share (0.5) or count (4) (default 0; synthetic 0.4)",
+        "share (0.5) or count (4) that is hidden: of a client's classes, an image's cells or a "
+        "client's images, by --missing-type (default 0; synthetic 0.4)",
         low=0,
         parse=_share_or_count,
     )
     missing_type: str = option("classes", "what is hidden", choices=lambda: tuple(MISSING_TYPES))
     clients: int = option(4, "number of sites K", low=1, high=100_000)
-    split: str = option("iid", "how images are dealt to sites", choices=lambda: tuple(SPLITS))
-    alpha: float = option(0.5, "Dirichlet concentration", low=1e-3, high=1e6)
+    split: str = option("iid", "how images are dealt to sites", choices=_names(*SPLITS, "file"))
+    split_file: str | None = option(
+        None, "CSV of image, split, client, such as a run's assignments.csv", parse=str
+    )
+    alpha: float = option(
+        0.5, "Dirichlet concentration (dirichlet, quantity, phi)", low=1e-3, high=1e6
+    )
+    shards: int = option(2, "shards a client (shards)", low=1, high=100_000)
+    phi: float = option(0.7, "chance of a client to have a class (phi)", low=0, high=1)
     fraction: float = option(1.0, "share of the clients in a round", low=0, high=1)
     val_share: float = option(0.15, "share cut off for validation", low=0, high=0.5)
     test_share: float = option(
@@ -169,6 +182,7 @@ def resolve(given: dict[str, Any]) -> Config:
         config,
         noise=flawed if config.noise is None else config.noise,
         missing=flawed if config.missing is None else config.missing,
+        split="file" if config.split_file and config.split == "iid" else config.split,
     )
     parse_params(method_class(config.method), config.param)
     build_loss(config.loss, config.loss_param)
@@ -177,8 +191,13 @@ def resolve(given: dict[str, Any]) -> Config:
 
 
 def _check_together(config: Config) -> None:
-    if isinstance(config.missing, float) and config.missing >= 1:
+    all_hidden = config.missing == 1 and config.missing_type in UP_TO_ALL
+    if isinstance(config.missing, float) and config.missing >= 1 and not all_hidden:
         raise UserError(f"--missing {config.missing}: give a share below 1.0 or a whole count")
+    if config.split == "file" and not config.split_file:
+        raise UserError("--split file: give the file as --split-file FILE")
+    if config.split_file and config.split != "file":
+        raise UserError(f"--split-file: clashes with --split {config.split}; leave out one of them")
     if config.weights == "imagenet" and config.model == "small":
         raise UserError("--weights imagenet: model 'small' has no such weights; use --weights none")
     _check_name(config.name)
