@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils_.errors import UserError
-from utils_.noise import NOISE_TYPES, TrainingLabels, _paper_affinity, _select, add_noise, flip
+from utils_.noise import NOISE_TYPES, TrainingLabels, add_noise, flip
+from utils_.noise.paper import paper_affinity, select
 from utils_.rng import derive
 
 REAL_TYPES = sorted(set(NOISE_TYPES) - {"none"})
@@ -159,11 +160,11 @@ def published_paper_noise(
 def our_selection(training: TrainingLabels, rate: float) -> np.ndarray:
     """(n,) bool: the rows that paper noise replaces."""
     positive = training.positive.any(axis=1)
-    s = _paper_affinity(training)
+    s = paper_affinity(training)
     p_t = np.array([plain_p_t(s[j], training.labels[j]) for j in range(len(positive))])
     key = training.draw("paper/select", lambda rng: rng.standard_exponential(training.images))
     chosen = np.zeros(len(positive), bool)
-    chosen[_select(training, key=key, weight=1 - p_t, rate=rate)] = True
+    chosen[select(training, key=key, weight=1 - p_t, rate=rate)] = True
     return chosen
 
 

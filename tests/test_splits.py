@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.errors import UserError
 from utils_.rng import derive
-from utils_.splits import (
-    DIRICHLET_MIN_IMAGES,
-    SPLITS,
-    TrainingGroups,
-    _dirichlet_shares,
-    _primary_class,
-    assign_clients,
-    cut_parts,
-)
+from utils_.splits import MIN_IMAGES, SPLITS, TrainingGroups, assign_clients, cut_parts
+from utils_.splits.base import dirichlet_shares, primary_class
 
 
 def random_labels(images: int, classes: int, *, seed: int = 0, rate: float = 0.2) -> np.ndarray:
@@ -268,14 +261,14 @@ def test_primary_class_is_the_rarest_positive_of_the_group():
     positive = [{c for c in range(6) if (labels[index == g, c] == 1).any()} for g in range(count)]
     rarity = [sum(c in found for found in positive) for c in range(6)]
     expected = [min(found, key=lambda c: (rarity[c], c), default=6) for found in positive]
-    assert _primary_class(groups).tolist() == expected
+    assert primary_class(groups).tolist() == expected
     assert 6 in expected
 
 
 @pytest.mark.parametrize("alpha", [0.05, 1.0, 20.0])
 def test_dirichlet_shares_have_the_moments_of_the_distribution(alpha):
     rng = derive(0, "test")
-    shares = np.array([_dirichlet_shares(4, alpha=alpha, rng=rng) for _ in range(6000)])
+    shares = np.array([dirichlet_shares(4, alpha=alpha, rng=rng) for _ in range(6000)])
     variance = 3 / (16 * (4 * alpha + 1))
     assert np.allclose(shares.sum(axis=1), 1)
     assert np.abs(shares.mean(axis=0) - 0.25).max() < 5 * np.sqrt(variance / 6000)
@@ -324,7 +317,7 @@ def test_dirichlet_leaves_no_client_nearly_empty(alpha, clients, grouped):
     labels = random_labels(1764, 20, rate=0.06)
     groups = np.arange(1764) // 2 if grouped else None
     client = deal(labels, split="dirichlet", alpha=alpha, clients=clients, groups=groups)
-    enough = min(DIRICHLET_MIN_IMAGES, max(2, 1764 // clients // 10))
+    enough = min(MIN_IMAGES, max(2, 1764 // clients // 10))
     assert np.bincount(client, minlength=clients).min() >= enough
 
 

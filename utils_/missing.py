@@ -1,10 +1,17 @@
-"""Missing labels: which cells of the training rows nobody looked at. Label values play no role."""
+"""Missing labels: which cells of the training rows nobody annotated.
+
+Every type is coupled: the random numbers belong to the client and class, or to the image and its
+cells, and never to the amount, so hiding more only adds hidden cells. ``classes``, ``cells`` and
+``images`` read no label value. ``positive_only`` and ``single_positive`` must: what is hidden there
+depends on what the annotator would have written, so the mask itself says something about it.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
@@ -14,8 +21,34 @@ from utils_.rng import derive
 
 logger = logging.getLogger("fednml")
 
-# (client (N,), *, classes, clients, missing, data_seed) -> visible (N, C) bool
-MissingModel = Callable[..., np.ndarray]
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells that a type hides from.
+
+    Attributes:
+        client: (N,) int32, -1 outside train.
+        labels: (N, C) float32, what the annotators would write; NaN blank in the files.
+        clients: K.
+        data_seed: the seed of the data.
+    """
+
+    client: np.ndarray
+    labels: np.ndarray
+    clients: int
+    data_seed: int
+
+    @property
+    def known(self) -> np.ndarray:
+        """(N, C) bool, training cells with a label."""
+        return ~np.isnan(self.labels) & (self.client >= 0)[:, None]
+
+    def uniform(self, name: str, *shape: int) -> np.ndarray:
+        """Numbers in [0, 1), from the stream ``name``."""
+        return derive(self.data_seed, "missing", name).random(shape)
+
+
+MissingModel = Callable[[Cells, float | int], np.ndarray]  # the result: visible (N, C) bool
 
 
 def visible_cells(
@@ -26,6 +59,7 @@ def visible_cells(
     missing: float | int,
     missing_type: str,
     data_seed: int,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return which cells stay visible; all of them outside train.
 
@@ -33,12 +67,13 @@ def visible_cells(
         client: (N,) int32, -1 outside train.
         classes: C.
         clients: K.
-        missing: 0 nothing; a float in (0, 1) is a share, an int a count, of what the type hides.
+        missing: 0 nothing; a float is a share, an int a count, of what the type hides.
         missing_type: a name of ``MISSING_TYPES``.
         data_seed: the seed of the data.
+        labels: (N, C) what the annotators would write, NaN blank; None: all negative.
 
     Returns:
-        (N, C) bool, True = visible.
+        (N, C) bool, True = visible. Every class that has a label stays annotated somewhere.
 
     Raises:
         UserError: unknown type, or a value that is out of range or leaves a class to nobody.
@@ -46,28 +81,29 @@ def visible_cells(
     if missing_type not in MISSING_TYPES:
         hint = nearest(missing_type, MISSING_TYPES)
         raise UserError(f"--missing-type {missing_type} is unknown; {hint}")
-    visible = MISSING_TYPES[missing_type](
-        client, classes=classes, clients=clients, missing=missing, data_seed=data_seed
-    )
+    if labels is None:
+        labels = np.zeros((len(client), classes), dtype=np.float32)
+    visible = MISSING_TYPES[missing_type](Cells(client, labels, clients, data_seed), missing)
     visible[client < 0] = True
+    if missing > 0 and missing_type != "classes" and visible.all():
+        logger.warning("--missing %s hides no label of these data", missing)
     return visible
 
 
+# ---- whole classes of a client
+
+
 def hidden_count(missing: float | int, classes: int) -> int:
-    """Return how many of the classes ``missing`` hides from each client.
+    """Return how many of the classes ``missing`` hides.
 
     A float is a share: floor(share * C + 1/2) classes, at most C - 1. An int is the count.
 
     Raises:
         UserError: a share outside [0, 1), or a count outside 0 .. C - 1.
     """
-    usage = f"give a share from 0 up to below 1, or a whole number of classes up to {classes - 1}"
-    if isinstance(missing, Integral) and not isinstance(missing, bool):
-        if not 0 <= missing < classes:
-            raise UserError(f"--missing {missing} is out of range for {classes} classes; {usage}")
+    _check_classes(missing, classes)
+    if _is_count(missing):
         return int(missing)
-    if isinstance(missing, bool) or not isinstance(missing, Real) or not 0 <= missing < 1:
-        raise UserError(f"--missing {missing} is out of range; {usage}")
     count = min(math.floor(missing * classes + 0.5), classes - 1)
     if missing > 0 and count == 0:
         logger.warning(
@@ -76,9 +112,15 @@ def hidden_count(missing: float | int, classes: int) -> int:
     return count
 
 
-def hide_classes(
-    client: np.ndarray, *, classes: int, clients: int, missing: float | int, data_seed: int
-) -> np.ndarray:
+def _check_classes(missing: float | int, classes: int) -> None:
+    usage = f"give a share from 0 up to below 1, or a whole number of classes up to {classes - 1}"
+    if _is_count(missing) and not 0 <= missing < classes:
+        raise UserError(f"--missing {missing} is out of range for {classes} classes; {usage}")
+    if not _is_count(missing) and (not _is_share(missing) or missing == 1):
+        raise UserError(f"--missing {missing} is out of range; {usage}")
+
+
+def hide_classes(cells: Cells, missing: float | int) -> np.ndarray:
     """Hide from each client the same number of classes, every class annotated by at least one.
 
     Any one client's set of classes is uniform over all sets of its size. Coupled: a client that
@@ -90,6 +132,7 @@ def hide_classes(
     Raises:
         UserError: K (C - hidden) < C, so that a class would be annotated by nobody.
     """
+    classes, clients = cells.labels.shape[1], cells.clients
     hidden = hidden_count(missing, classes)
     most = classes - math.ceil(classes / clients)
     if hidden > most:
@@ -99,7 +142,8 @@ def hide_classes(
             f"{clients} client(s), so a class would be annotated by nobody; "
             f"use --missing {most} or less, or --clients {needed} or more"
         )
-    return (class_ranks(clients, classes, data_seed=data_seed) < classes - hidden)[client]
+    ranks = class_ranks(clients, classes, data_seed=cells.data_seed)
+    return (ranks < classes - hidden)[cells.client]
 
 
 def class_ranks(clients: int, classes: int, *, data_seed: int) -> np.ndarray:
@@ -119,4 +163,142 @@ def class_ranks(clients: int, classes: int, *, data_seed: int) -> np.ndarray:
     return np.argsort(np.argsort(key, axis=1), axis=1)
 
 
-MISSING_TYPES: dict[str, MissingModel] = {"classes": hide_classes}
+# ---- cells and images
+
+
+def hide_cells(cells: Cells, missing: float | int) -> np.ndarray:
+    """Hide cells completely at random (MCAR): each with the share's chance, or a count an image.
+
+    Of every class and of every client the cell with the largest random number always stays.
+
+    Raises:
+        UserError: a share outside [0, 1), or a count outside 0 .. C - 1.
+    """
+    _check_classes(missing, cells.labels.shape[1])
+    key = cells.uniform("cells", *cells.labels.shape)
+    if _is_count(missing):
+        hidden = np.argsort(np.argsort(key, axis=1), axis=1) < missing
+    else:
+        hidden = key < missing
+    return ~hidden | _last(cells, np.zeros_like(hidden), key)
+
+
+def hide_images(cells: Cells, missing: float | int) -> np.ndarray:
+    """Hide all labels of some images: floor(share * n_k + 1/2) of each client, or a count.
+
+    The image with the largest random number always stays labelled, of every class (among images
+    with a label for it) and of every client.
+
+    Raises:
+        UserError: a share outside [0, 1), or a count that leaves a client or class without label.
+    """
+    if not _is_count(missing) and (not _is_share(missing) or missing == 1):
+        raise UserError(
+            f"--missing {missing} is out of range; give a share from 0 up to below 1, or a whole "
+            "number of images of each client"
+        )
+    key = cells.uniform("images", len(cells.client))
+    by_cell = np.broadcast_to(key[:, None], cells.labels.shape)
+    stays = _last(cells, np.zeros(cells.labels.shape, dtype=bool), by_cell).any(axis=1)
+    return np.broadcast_to(
+        ~_chosen_images(cells, missing, key, stays)[:, None], by_cell.shape
+    ).copy()
+
+
+def hide_negatives(cells: Cells, missing: float | int) -> np.ndarray:
+    """Leave of some images only the positives: floor(share * n_k + 1/2) of each client, or a count.
+
+    Share 1.0 is positive-only annotation throughout. A class or client without any positive keeps
+    one negative, so that each is annotated somewhere.
+
+    Raises:
+        UserError: a share outside [0, 1], or a count above the images of a client.
+    """
+    return _hide_but(cells, cells.labels == 1, missing)
+
+
+def hide_but_one(cells: Cells, missing: float | int) -> np.ndarray:
+    """Leave of some images a single positive, drawn at random; else as :func:`hide_negatives`.
+
+    The single-positive setting of Cole et al., CVPR 2021. A class that by chance would stay
+    nowhere keeps one more positive.
+    """
+    positive = cells.labels == 1
+    key = np.where(positive, cells.uniform("positive", *positive.shape), -1)
+    single = np.arange(positive.shape[1]) == key.argmax(axis=1)[:, None]
+    return _hide_but(cells, positive & single, missing)
+
+
+def _hide_but(cells: Cells, kept: np.ndarray, missing: float | int) -> np.ndarray:
+    """Hide from some images all but the cells ``kept`` (N, C)."""
+    if not _is_count(missing) and not _is_share(missing):
+        raise UserError(
+            f"--missing {missing} is out of range; give a share of the images from 0 to 1.0, or a "
+            "whole number of images of each client"
+        )
+    key = cells.uniform("images", len(cells.client))
+    chosen = _chosen_images(cells, missing, key, np.zeros(len(key), dtype=bool))
+    positives_first = (cells.labels == 1) + cells.uniform("cells", *cells.labels.shape)
+    return ~chosen[:, None] | kept | _last(cells, kept, positives_first)
+
+
+def _chosen_images(
+    cells: Cells, missing: float | int, key: np.ndarray, stays: np.ndarray
+) -> np.ndarray:
+    """(N,) bool: of each client the images of smallest key, none of those that stay."""
+    rows = np.flatnonzero(cells.client >= 0)
+    client, sizes = cells.client[rows], np.bincount(cells.client[rows], minlength=cells.clients)
+    most = sizes - np.bincount(client[stays[rows]], minlength=cells.clients)
+    quota = np.floor(missing * sizes + 0.5)
+    if _is_count(missing):
+        quota = np.full(cells.clients, missing)
+        if not 0 <= missing <= most.min():
+            raise UserError(
+                f"--missing {missing} is out of range: of client {most.argmin()} at most "
+                f"{most.min()} of {sizes[most.argmin()]} images can be hidden; "
+                "give a lower count or a share such as 0.5"
+            )
+    order = np.lexsort((key[rows] + stays[rows], client))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = np.zeros(len(key), dtype=bool)
+    chosen[rows[order[rank < np.repeat(np.minimum(quota, most), sizes)]]] = True
+    return chosen
+
+
+def _last(cells: Cells, visible: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """(N, C) bool: the cell of largest ``key`` of each class and client that sees none otherwise.
+
+    ``visible`` is what stays when as much is hidden as can be. It does not depend on the amount,
+    and so the result does not.
+    """
+    known = cells.known
+    key, last = np.where(known, key, -1), np.zeros_like(known)
+    empty = known.any(axis=0) & ~(visible & known).any(axis=0)
+    last[key.argmax(axis=0)[empty], np.flatnonzero(empty)] = True
+    rows = np.flatnonzero(known.any(axis=1))
+    client, best = cells.client[rows], key[rows].max(axis=1)
+    order = np.lexsort((best, client))
+    ends = order[np.flatnonzero(np.diff(client[order], append=-1))]  # the best row of each client
+    sees = np.zeros(cells.clients, dtype=bool)
+    sees[client[((visible | last) & known)[rows].any(axis=1)]] = True
+    ends = rows[ends[~sees[client[ends]]]]
+    last[ends, key[ends].argmax(axis=1)] = True
+    return last
+
+
+def _is_count(missing: object) -> bool:
+    return isinstance(missing, Integral) and not isinstance(missing, bool)
+
+
+def _is_share(missing: object) -> bool:
+    return isinstance(missing, Real) and not isinstance(missing, bool) and 0 <= missing <= 1
+
+
+MISSING_TYPES: dict[str, MissingModel] = {
+    "classes": hide_classes,
+    "cells": hide_cells,
+    "images": hide_images,
+    "positive_only": hide_negatives,
+    "single_positive": hide_but_one,
+}
+UP_TO_ALL = ("positive_only", "single_positive")  # the types whose share may be 1

@@ -11,7 +11,7 @@ import json
 import logging
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,9 @@ from utils_.datasets.base import PART_NAMES, TRAIN, ImageDataset
 from utils_.errors import UserError
 from utils_.files import atomic_path
 from utils_.missing import visible_cells
-from utils_.noise import add_noise
+from utils_.noise import add_noise, client_rates
 from utils_.splits import assign_clients, cut_parts
+from utils_.splits.file import read_split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,7 @@ _UNREADABLE = (  # what reading a damaged archive was seen to raise
     zipfile.BadZipFile,
     zlib.error,
 )
+Dealt = tuple[np.ndarray, np.ndarray]  # (N,) part and (N,) client, -1 outside train
 _DTYPES = {"part": np.uint8, "client": np.int32, "noisy": np.float32, "annotated": np.bool_}
 
 
@@ -75,58 +77,68 @@ class Scenario:
         return np.flatnonzero(self.client == client)
 
 
-def build_scenario(
-    dataset: ImageDataset,
-    *,
-    clients: int,
-    split: str,
-    alpha: float,
-    noise: float,
-    noise_type: str,
-    missing: float | int,
-    missing_type: str,
-    val_share: float,
-    test_share: float,
-    data_seed: int,
-    folder: Path | None,
-) -> Scenario:
-    """Return the scenario of these settings: from ``folder`` if it is there, else built and saved.
+@dataclass(frozen=True, kw_only=True)
+class ScenarioSettings:
+    """What a scenario is asked to be.
 
-    Args:
-        dataset: images and labels; the pixels are not read.
+    Attributes:
         clients: K, at least 1.
-        split: a name of ``splits.SPLITS``.
-        alpha: concentration of the Dirichlet split, above 0.
+        split: a name of ``splits.SPLITS``, or ``file``.
+        split_file: the CSV file of ``file``, see ``splits.file``.
+        alpha: concentration of the Dirichlet draws, above 0.
+        shards: shards a client of the split ``shards``.
+        phi: chance that a client has a class, for the split ``phi``.
         noise: rate in [0, 1].
         noise_type: a name of ``noise.NOISE_TYPES``.
-        missing: a share in [0, 1) if float, a count if int.
+        noise_clients: a name of ``noise.CLIENT_RATES``.
+        noise_low: the lowest rate of a noisy client, in [0, noise].
+        noisy_share: chance that a client is noisy, for ``bernoulli``.
+        missing: a share if float, a count if int.
         missing_type: a name of ``missing.MISSING_TYPES``.
         val_share: in [0, 1), cut from train where the files have no val.
         test_share: in [0, 1), cut from unassigned images where the files have no test.
         data_seed: the seed of every draw.
+    """
+
+    clients: int
+    split: str
+    noise: float
+    noise_type: str
+    missing: float | int
+    missing_type: str
+    val_share: float
+    test_share: float
+    data_seed: int
+    split_file: Path | None = None
+    alpha: float = 0.5
+    shards: int = 2
+    phi: float = 0.7
+    noise_clients: str = "same"
+    noise_low: float = 0.0
+    noisy_share: float = 0.6
+
+
+def build_scenario(
+    dataset: ImageDataset, *, folder: Path | None, **settings: float | int | str | Path | None
+) -> Scenario:
+    """Return the scenario of these settings: from ``folder`` if it is there, else built and saved.
+
+    Args:
+        dataset: images and labels; only ``instance`` noise reads the pixels, where they are known.
         folder: where ``<key>.npz`` is kept; None reads and writes nothing.
+        settings: the fields of :class:`ScenarioSettings`.
 
     Raises:
-        UserError: a setting is out of range or does not fit the dataset, or the file cannot be
-            written.
+        UserError: a setting is out of range or does not fit the dataset, or a file cannot be read
+            or written.
     """
-    settings = {
-        "clients": clients,
-        "split": split,
-        "alpha": alpha,
-        "noise": noise,
-        "noise_type": noise_type,
-        "missing": missing,
-        "missing_type": missing_type,
-        "val_share": val_share,
-        "test_share": test_share,
-        "data_seed": data_seed,
-    }
-    key = _key(dataset, settings)
+    wanted = ScenarioSettings(**settings)
+    given = _given_split(dataset, wanted)
+    key = _key(dataset, wanted, given)
     path = None if folder is None else Path(folder) / f"{key}.npz"
     scenario = None if path is None else _load(path, key, shape=dataset.labels.shape)
     if scenario is None:
-        scenario = _build(dataset, key=key, **settings)
+        scenario = _build(dataset, wanted, given, key=key)
         if path is not None:
             _save(path, scenario)
     _report_unannotated(scenario, dataset.classes)
@@ -139,7 +151,9 @@ def client_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
     Columns: ``client``; ``images``; ``annotated``, the classes with an annotated cell, joined by
     ``;``; ``annotated_classes``, their number; ``noise_samples``, the share of images with an
     annotated cell that differs from the file; ``noise_cells``, the share of annotated cells that
-    do (NaN without any); ``missing_cells``, the share of cells that are not annotated.
+    do (NaN without any); ``omission``, the share of annotated positives written as negative, and
+    ``commission``, of annotated negatives written as positive (NaN without any);
+    ``missing_cells``, the share of cells that are not annotated.
     """
     import pandas as pd
 
@@ -148,7 +162,7 @@ def client_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
     for client in range(scenario.client.max() + 1):
         rows = scenario.rows(client)
         annotated, differs = scenario.annotated[rows], wrong[rows]
-        seen = annotated.any(axis=0)
+        seen, true = annotated.any(axis=0), dataset.labels[rows]
         table.append(
             {
                 "client": client,
@@ -156,11 +170,17 @@ def client_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
                 "annotated": ";".join(np.array(dataset.classes, dtype=object)[seen]),
                 "annotated_classes": int(seen.sum()),
                 "noise_samples": float(differs.any(axis=1).mean()),
-                "noise_cells": float(differs[annotated].mean()) if annotated.any() else np.nan,
+                "noise_cells": _share(differs[annotated]),
+                "omission": _share(differs[annotated & (true == 1)]),
+                "commission": _share(differs[annotated & (true == 0)]),
                 "missing_cells": float((~annotated).mean()),
             }
         )
     return pd.DataFrame(table)
+
+
+def _share(flags: np.ndarray) -> float:
+    return float(flags.mean()) if len(flags) else np.nan
 
 
 def assignment_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
@@ -177,59 +197,72 @@ def assignment_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
     )
 
 
-def _build(
-    dataset: ImageDataset,
-    *,
-    key: str,
-    clients: int,
-    split: str,
-    alpha: float,
-    noise: float,
-    noise_type: str,
-    missing: float | int,
-    missing_type: str,
-    val_share: float,
-    test_share: float,
-    data_seed: int,
-) -> Scenario:
+def _given_split(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt | None:
+    """What the split file says, if there is one."""
+    if wanted.split != "file":
+        return None
+    if wanted.split_file is None:
+        raise UserError("--split file: give the file as --split-file FILE")
+    return read_split(
+        wanted.split_file, dataset.files, dataset.groups, dataset.part, clients=wanted.clients
+    )
+
+
+def _deal(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt:
     part = cut_parts(
         dataset.part,
         dataset.groups,
-        val_share=val_share,
-        test_share=test_share,
-        data_seed=data_seed,
+        val_share=wanted.val_share,
+        test_share=wanted.test_share,
+        data_seed=wanted.data_seed,
     )
-    client = assign_clients(
-        part,
-        dataset.groups,
-        dataset.labels,
-        dataset.sites,
-        split=split,
-        clients=clients,
-        alpha=alpha,
-        data_seed=data_seed,
+    chosen = {name: getattr(wanted, name) for name in ("split", "clients", "data_seed")}
+    chosen |= {name: getattr(wanted, name) for name in ("alpha", "shards", "phi")}
+    return part, assign_clients(part, dataset.groups, dataset.labels, dataset.sites, **chosen)
+
+
+def _build(
+    dataset: ImageDataset, wanted: ScenarioSettings, given: Dealt | None, *, key: str
+) -> Scenario:
+    """Deal the images, add the noise, then hide what is missing."""
+    part, client = given or _deal(dataset, wanted)
+    rates = client_rates(
+        wanted.noise_clients,
+        clients=wanted.clients,
+        rate=wanted.noise,
+        lowest=wanted.noise_low,
+        noisy_share=wanted.noisy_share,
+        data_seed=wanted.data_seed,
     )
     noisy = add_noise(
-        dataset.labels, client, rate=noise, noise_type=noise_type, data_seed=data_seed
+        dataset.labels,
+        client,
+        rate=rates,
+        noise_type=wanted.noise_type,
+        data_seed=wanted.data_seed,
+        classes=dataset.classes,
+        pixels=dataset.images if dataset.image_key else None,  # a dry run has no pixels
     )
     visible = visible_cells(
         client,
         classes=dataset.labels.shape[1],
-        clients=clients,
-        missing=missing,
-        missing_type=missing_type,
-        data_seed=data_seed,
+        clients=wanted.clients,
+        missing=wanted.missing,
+        missing_type=wanted.missing_type,
+        data_seed=wanted.data_seed,
+        labels=noisy,
     )
     return Scenario(part, client, noisy, visible & ~np.isnan(noisy), key)
 
 
-def _key(dataset: ImageDataset, settings: dict[str, object]) -> str:
-    """Hash everything that determines the scenario."""
+def _key(dataset: ImageDataset, wanted: ScenarioSettings, given: Dealt | None) -> str:
+    """Hash everything that determines the scenario; of a split file what it says, not its name."""
     digest = hashlib.sha256()
-    texts = (FORMAT, dataset.image_key, list(dataset.files), settings)
+    settings = asdict(wanted) | {"split_file": None}
+    texts = (FORMAT, dataset.image_key, list(dataset.files), list(dataset.classes), settings)
     digest.update(json.dumps(texts, sort_keys=True, default=_plain).encode())
     sites = None if dataset.sites is None else np.asarray(dataset.sites, dtype=np.str_)
-    for array in (dataset.labels, dataset.part, dataset.groups, sites):
+    for array in (dataset.labels, dataset.part, dataset.groups, sites, *(given or ())):
         if array is None:
             digest.update(b"none")
             continue

@@ -1,0 +1,104 @@
+"""Noise at the rates at which single radiologists were seen to miss and to invent findings.
+
+The table counts the public expert labels of ChestX-ray14, which name each reader: Nabulsi et al.,
+Scientific Reports 2021 (810 radiographs; two readers, each against the majority of three others),
+and Majkowska et al., Radiology 2020 (13,081 reads against adjudicated labels; a reader may have
+sat on the panel that adjudicated, so these rates are on the low side). The counts were made once,
+for this project; the publications themselves print other statistics. They are of chest
+radiographs: for other images they are a pattern with realistic proportions, not a measurement.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from utils_.noise.base import Rate, TrainingLabels, plain_name
+from utils_.noise.cells import flip_cells
+
+logger = logging.getLogger("fednml")
+
+# finding: reads of images that show it, those that omit it, reads of others, those that report it
+READS = {
+    "Atelectasis": (606, 240, 1014, 126),
+    "Cardiomegaly": (162, 112, 1458, 6),
+    "Effusion": (452, 178, 1168, 62),
+    "Infiltration": (122, 94, 1498, 66),
+    "Mass": (198, 60, 1422, 56),
+    "Nodule": (260, 114, 1360, 79),
+    "Pneumonia": (4, 4, 1616, 24),
+    "Pneumothorax": (272, 83, 1348, 30),
+    "Consolidation": (166, 21, 1454, 398),
+    "Edema": (46, 29, 1574, 63),
+    "Emphysema": (14, 10, 1606, 97),
+    "Fibrosis": (26, 10, 1594, 76),
+    "Pleural Thickening": (98, 62, 1522, 134),
+    "Hernia": (10, 8, 1610, 6),
+}
+MORE_READS = {
+    "Fracture": (554, 308, 12527, 105),
+    "Pneumothorax": (672, 181, 12244, 217),
+    "Airspace opacity": (6463, 1082, 6618, 434),
+    "Nodule/mass": (1701, 546, 11119, 404),
+}
+SAME = {"Pleural Effusion": "Effusion", "Lung Opacity": "Airspace opacity",
+        "Lung Lesion": "Nodule/mass", "Oedema": "Edema"}  # fmt: skip
+PRIOR_READS = 20  # a finding with few reads leans on the pooled rate as if it had so many more
+
+
+def reader(training: TrainingLabels, rate: Rate) -> np.ndarray:
+    """Omit and report findings at each class's measured rates times ``rate``.
+
+    At rate 1 the rates are those measured, at 0.5 half of them. See :func:`reader_rates` for which
+    class gets which. Rare findings are reported far more often than they are there, as in
+    the measurements: 6 % of the reads of images without a finding report it.
+
+    Args:
+        training: the rows to corrupt.
+        rate: scale in [0, 1]; one number, or one for each row's client.
+
+    Returns:
+        (n, C) float32 of 0 and 1 where labels are known.
+    """
+    count = training.labels.shape[1]
+    omitted, added = reader_rates(training.classes or [""] * count)
+    return flip_cells(training, omit=rate * omitted, add=rate * added, stream="reader")
+
+
+def reader_rates(classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (C,) omission and (C,) commission rates, in [0, 1].
+
+    A class whose name is in the table (case and punctuation aside) has its own rates, drawn to
+    the pooled ones by ``PRIOR_READS`` reads; where both sources saw it, their reads are added.
+    The others have the pooled rates: the totals over the fourteen findings of the first source.
+    """
+    pooled = _rates(np.sum(list(READS.values()), axis=0))
+    counts = [_reads(name) for name in classes]
+    named = [name for name, count in zip(classes, counts, strict=True) if count[0]]
+    rest = f"the other {len(classes) - len(named)} of {len(classes)} classes have the pooled rates"
+    logger.info("reader noise: own rates for %s; %s", ", ".join(named) or "no class", rest)
+    rates = [
+        _rates(count + PRIOR_READS * np.array([1, pooled[0], 1, pooled[1]])) for count in counts
+    ]
+    omitted, added = np.array(rates).reshape(-1, 2).T
+    return omitted, added
+
+
+def _reads(name: str) -> np.ndarray:
+    """(4,) reads of one finding over both sources, 0 where it is unknown."""
+    other = {plain_name(alias): plain_name(finding) for alias, finding in SAME.items()}
+    wanted = other.get(plain_name(name), plain_name(name))
+    found = [
+        counts
+        for source in (READS, MORE_READS)
+        for finding, counts in source.items()
+        if plain_name(finding) == wanted
+    ]
+    return np.sum([np.zeros(4), *found], axis=0)
+
+
+def _rates(counts: np.ndarray) -> tuple[float, float]:
+    shown, omitted, absent, reported = counts
+    return omitted / shown, reported / absent

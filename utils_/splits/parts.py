@@ -1,0 +1,103 @@
+"""Cuts images into train, val and test; a patient or lesion stays whole, labels play no role."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
+from utils_.errors import UserError
+from utils_.rng import derive
+from utils_.splits.base import dense
+
+logger = logging.getLogger("fednml")
+
+
+def cut_parts(
+    part: np.ndarray,
+    groups: np.ndarray | None,
+    *,
+    val_share: float,
+    test_share: float,
+    data_seed: int,
+) -> np.ndarray:
+    """Give every image a part; groups stay whole and label values play no role.
+
+    Rows that the files put into TRAIN, VAL or TEST stay there, but for a val cut out of TRAIN when
+    the files have no VAL row. UNASSIGNED rows follow a fixed row of their group if there is one
+    (TEST before VAL before TRAIN); the others are cut into test, unless the files fix a test, then
+    val, and train. Shares count images, met to within half a group.
+
+    Args:
+        part: (N,) uint8 of TRAIN, VAL, TEST, UNASSIGNED.
+        groups: (N,) int64 or None (every image on its own).
+        val_share: in [0, 1), of the images that are not test; 0 means no val.
+        test_share: in [0, 1), of the unassigned images; 0 means no test but the files'.
+        data_seed: the seed of the data.
+
+    Returns:
+        (N,) uint8 of TRAIN, VAL, TEST.
+
+    Raises:
+        UserError: a share is out of range, or there are too few groups to cut.
+    """
+    groups = dense(groups, len(part))
+    part = _follow_fixed(part, groups)
+    for option, target, source, share in (
+        ("--test-share", TEST, UNASSIGNED, test_share),
+        ("--val-share", VAL, TRAIN, val_share),
+    ):
+        if not 0 <= share < 1:
+            raise UserError(f"{option} {share} is out of range; give a share from 0 up to below 1")
+        if target == VAL:
+            part[part == UNASSIGNED] = TRAIN
+        if share > 0 and not (part == target).any() and (part == source).any():
+            rng = derive(data_seed, "split", option)
+            part[_cut(part == source, groups, share=share, rng=rng, option=option)] = target
+    return part
+
+
+def _follow_fixed(part: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Send unassigned rows to the part that the files fix for another image of their group."""
+    followed = part.astype(np.uint8)
+    count = int(groups.max()) + 1 if len(groups) else 0
+    parts_of_group = np.zeros(count, dtype=np.int64)
+    for fixed in (TRAIN, VAL, TEST):  # the later wins: rather an image less than a patient in two
+        has = np.zeros(count, dtype=bool)
+        has[groups[part == fixed]] = True
+        parts_of_group += has
+        followed[(part == UNASSIGNED) & has[groups]] = fixed
+    straddling = int((parts_of_group > 1).sum())
+    if straddling:
+        logger.warning(
+            "the files put images of %d patients or lesions into several of train, val and test",
+            straddling,
+        )
+    return followed
+
+
+def _cut(
+    source: np.ndarray,
+    groups: np.ndarray,
+    *,
+    share: float,
+    rng: np.random.Generator,
+    option: str,
+) -> np.ndarray:
+    """Return (N,) bool: random whole groups that make about ``share`` of the ``source`` rows."""
+    total = np.bincount(groups)
+    inside = np.bincount(groups[source], minlength=len(total))
+    whole = np.flatnonzero((inside > 0) & (inside == total))  # a straddling group is not spread on
+    if len(whole) < 2:
+        raise UserError(
+            f"{option} {share} cannot be cut: it needs two images, of two patients where patients "
+            f"are known; use {option} 0 or add images"
+        )
+    order = rng.permutation(whole)
+    reached = np.cumsum(total[order])
+    # the number of groups whose images come nearest to the share, leaving at least one group
+    taken = 1 + int(np.abs(reached[:-1] - share * source.sum()).argmin())
+    chosen = np.zeros(len(total), dtype=bool)
+    chosen[order[:taken]] = True
+    return source & chosen[groups]

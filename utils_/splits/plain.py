@@ -1,0 +1,97 @@
+"""Splits that read no label: iid, quantity and site."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+
+import numpy as np
+
+from utils_.errors import UserError
+from utils_.rng import derive
+from utils_.splits.base import (
+    Deal,
+    TrainingGroups,
+    cut_by_shares,
+    dirichlet_shares,
+    enough_images,
+    fill_small_clients,
+)
+
+logger = logging.getLogger("fednml")
+
+
+def iid(groups: TrainingGroups, deal: Deal) -> np.ndarray:
+    """Deal shuffled groups, the large ones first, each to the client with the fewest images.
+
+    Nothing is dropped and sizes differ by at most one image, or by at most one group where there
+    are groups. Label values play no role.
+
+    Returns:
+        (G,) int, the client of each group.
+    """
+    order = derive(deal.data_seed, "split", "iid").permutation(len(groups.sizes))
+    order = order[np.argsort(-groups.sizes[order], kind="stable")]
+    loads = [(0, client) for client in range(deal.clients)]
+    dealt = []
+    for size in groups.sizes[order].tolist():
+        load, client = loads[0]
+        heapq.heapreplace(loads, (load + size, client))
+        dealt.append(client)
+    of_group = np.empty(len(order), dtype=np.int64)
+    of_group[order] = dealt
+    return of_group
+
+
+def quantity(groups: TrainingGroups, deal: Deal) -> np.ndarray:
+    """Skew the sizes: clients hold Dirichlet shares of the images, with the same classes.
+
+    Shares q ~ Dir(alpha) cut the shuffled groups (methods.md 15, quantity skew). Every client gets
+    as many images as under ``dirichlet``, by moves of small groups from the largest client. Label
+    values play no role.
+
+    Returns:
+        (G,) int, the client of each group.
+
+    Raises:
+        UserError: ``alpha`` is not a positive number.
+    """
+    rng = derive(deal.data_seed, "split", "quantity")
+    shares = dirichlet_shares(deal.clients, alpha=deal.checked_alpha(), rng=rng)
+    order = rng.permutation(len(groups.sizes))
+    of_group = np.empty(len(order), dtype=np.int64)
+    of_group[order] = cut_by_shares(groups.sizes[order], shares)
+    enough = enough_images(groups, deal.clients)
+    return fill_small_clients(of_group, groups.sizes, clients=deal.clients, enough=enough)
+
+
+def site(groups: TrainingGroups, deal: Deal) -> np.ndarray:
+    """Make each site one client, numbered in the alphabetical order of the sites' names.
+
+    A group seen at several sites goes to the one with most of its images (then the first by name).
+
+    Returns:
+        (G,) int, the client of each group.
+
+    Raises:
+        UserError: the dataset has no sites, or the number of clients is not theirs.
+    """
+    if groups.sites is None:
+        known = "iid or dirichlet"
+        raise UserError(f"--split site needs sites, which this dataset lacks; use --split {known}")
+    names, index = np.unique(groups.sites, return_inverse=True)
+    pairs = groups.index * len(names) + index.reshape(-1)
+    counts = np.bincount(pairs, minlength=len(groups.sizes) * len(names)).reshape(-1, len(names))
+    several = int(((counts > 0).sum(axis=1) > 1).sum())
+    if several:
+        logger.warning(
+            "%d patients or lesions with several sites go to the one with most images", several
+        )
+    found, of_group = np.unique(counts.argmax(axis=1), return_inverse=True)
+    if len(found) != deal.clients:
+        listed = ", ".join(str(name) for name in names[found][:8]) + ", ..." * (len(found) > 8)
+        raise UserError(
+            f"--split site makes one client a site and the training images have {len(found)} "
+            f"({listed}), not {deal.clients}; use --clients {len(found)}"
+        )
+    return of_group.reshape(-1)
