@@ -48,6 +48,13 @@ PARAMS: dict[str, dict[str, Any]] = {
     "fedmlp": {"negative_rate": 0.5, "positive_rate": 0.5, "upper": 0.51, "lower": 0.49},
     "fedlsm": {"uncertain": 0.3, "confident": 0.4, "ema": 0.5, "high": 0.52, "low": 0.48}
     | {"uncertain_high": 0.51, "uncertain_low": 0.49},
+    "fixmatch": {"confident": 0.75},
+    "cbafed": {"low": 0.5, "high": 0.52, "residual_every": 1},
+    "rscfed": {"groups": 4, "ema": 0.8},
+    "rofl": {"drop_rounds": 1},
+    "fednoro": {"min_cells": 1},
+    "fedcorr": {"neighbours": 3, "confidence": 0.52, "relabel": 1.0, "clean": 0.0}
+    | {"preprocessing": 0.34, "finetuning": 0.34},
 }
 VARIANTS = ("fednml:published",)  # methods whose parameters switch to other code
 

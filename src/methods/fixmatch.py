@@ -1,0 +1,58 @@
+"""FixMatch under FedAvg: sure predictions on the weak view label the strong view.
+
+After Sohn et al., NeurIPS 2020 (methods.md 11), cell by cell: a missing cell whose probability on
+the weak view is sure enough becomes a hard label of the strong view. As in the paper the term is
+divided by all missing cells of the batch, not by the chosen ones, so it grows with what is sure.
+FedMLP's port takes an image only where all its missing cells are sure (``all_classes``, with
+``confident`` 0.8): of many missing classes hardly ever. Both views pass the network together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.losses import masked_bce
+from src.methods.base import Method, param
+
+
+class FixMatch(Method):
+    """Pseudo-labels between two views (methods.md 11)."""
+
+    paper = "Sohn et al., NeurIPS 2020"
+    summary = "sure predictions on a weak view label missing cells of a strong view"
+    views = 2
+
+    @dataclass(frozen=True)
+    class Params:
+        """Every constant of the method."""
+
+        confident: float = param(0.95, "a label is used from this probability of it on", 0.5)
+        unlabelled: float = param(1.0, "weight of the term on missing cells", 0, 100)
+        all_classes: bool = param(False, "use an image only where all missing cells are sure")
+
+    def before_local(self, client, model, message) -> None:
+        client.cache["used"] = torch.zeros(2, device=model.device)
+
+    def loss(self, client, model, batch, message) -> Tensor:
+        missing = torch.from_numpy(~client.labels.annotated[batch.rows]).to(batch.images.device)
+        weak, strong = model.forward(torch.cat([batch.images, batch.strong])).chunk(2)
+        label, sure = self.pseudo_labels(weak.detach().sigmoid(), missing)
+        used = torch.stack([sure.sum(), missing.sum()]).float()
+        client.cache["used"] += used
+        unlabelled = masked_bce(strong, label, sure.float()) * used[0] / used[1].clamp_min(1)
+        return self.supervised(client, weak, batch) + self.params.unlabelled * unlabelled
+
+    def pseudo_labels(self, probability: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """Hard labels (B, C) float32 and the missing cells (B, C) that are sure enough of them."""
+        sure = torch.maximum(probability, 1 - probability) >= self.params.confident
+        if self.params.all_classes:
+            sure = (sure | ~missing).all(dim=1, keepdim=True)
+        return (probability > 0.5).float(), sure & missing
+
+    def after_local(self, client, model, message) -> dict:
+        used, missing = client.cache["used"].tolist()
+        client.logs["pseudo_share"] = used / max(missing, 1)
+        return {}

@@ -1,0 +1,35 @@
+"""Cross-entropy, entropy and such of single cells, in Python's floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
+def logit(p: float) -> float:
+    return math.log(p) - math.log1p(-p)
+
+
+def cross_entropy(z: float, y: float) -> float:
+    """Of a logit and a target."""
+    return max(z, 0) - z * y + math.log1p(math.exp(-abs(z)))
+
+
+def binary_entropy(p: float) -> float:
+    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+
+
+def mean(values: Iterable[float]) -> float:
+    """0 for nothing."""
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+def cosine(one: Iterable[float], other: Iterable[float]) -> float:
+    one, other = list(one), list(other)
+    norms = math.hypot(*one) * math.hypot(*other)
+    return sum(a * b for a, b in zip(one, other, strict=True)) / norms if norms else 0.0
