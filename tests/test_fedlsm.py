@@ -338,7 +338,7 @@ def test_the_aggregation_against_the_reference() -> None:
     head = HeadMean()
     found = model.unpack(head.write(weighted_mean(head.tap(reports))))
     parts = [model.unpack(report.model) for report in reports]
-    assert found["head.weight"].shape == (C, 64)
+    assert found["head.weight"].shape == (C, model.head.in_features)
     for name, tensor in found.items():
         for place in np.ndindex(tuple(tensor.shape)):
             weights = samples

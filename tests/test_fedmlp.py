@@ -330,7 +330,8 @@ def test_both_stages_are_run_in_the_tiny_federation(mask: str) -> None:
     assert [sorted(m.extras) for m in trace.sent] == [[]] + 2 * [["degree", "prototypes"]]
     features = trace.sent[1].extras["prototypes"].shape[-1]
     assert trace.sent[1].extras["prototypes"].shape == (2, 4, features)
-    assert features == 64, "the features before the head, not the logits"
+    expected = trace.simulation.model.head.in_features
+    assert features == expected, "the features before the head, not the logits"
     extra = message_bytes(trace.sent[1]) - message_bytes(trace.sent[0])
     assert extra == 4 * (2 * 4 * features + 4)
     labels = [client.labels for client in trace.simulation.clients]
