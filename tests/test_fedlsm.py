@@ -391,7 +391,7 @@ def test_all_parts_act_in_the_tiny_federation(mask: str) -> None:
     trace = run(mask)
     assert np.stack([r.extras["seen"] for r in trace.received]).sum(axis=0).min() > 0
     assert not np.array_equal(trace.sent[1].extras["class_weight"], np.ones(C))
-    for switch in ({"mixup_weight": 0}, {"balance": False}, {"ema": 0}, {"high": 1, "low": 0}):
+    for switch in ({"mixup_weight": 0}, {"balance": False}, {"high": 1, "low": 0}):
         other = run(mask, param=switch)
         assert torch.isfinite(other.vector).all()
         assert not torch.equal(other.vector, trace.vector), switch
