@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.messages import CLASS_COUNTS, Broadcast, Report
+from src.messages import ANNOTATED_CELLS, CLASS_COUNTS, Broadcast, Report
 from src.methods.base import Batch
 from utils_.augment import AUGMENT, STRONG, Augmenter
 from utils_.class_weights import class_weights
@@ -81,6 +81,8 @@ class Client:
             method.before_local(self, model, message)
             self._epochs(model, method, message, torch.Generator().manual_seed(seed))
             extras = method.after_local(self, model, message)
+        if self.plan.aggregator == "classwise":
+            extras = extras | {ANNOTATED_CELLS: class_counts(self.labels)["annotated"]}
         self.cache = {}
         vector = self._send(model, message)
         return Report(self.index, len(self), vector, extras, self.logs)

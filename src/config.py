@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from src.aggregation import AGGREGATORS
+from src.aggregator_options import RANKING, parameter_help, resolve_parameters
+from src.attacks import ATTACKS
 from src.methods import method_class, method_names
 from src.methods.base import Plan, parse_params
 from src.models import MODELS
@@ -123,8 +125,17 @@ class Config:
     augment: str = option("weak", "strength of the first view", choices=_names(*AUGMENT))
     freeze_rounds: int = option(0, "rounds that train the head alone", low=0, high=1_000_000)
     aggregator: str = option("mean", "how reports are combined", choices=lambda: tuple(AGGREGATORS))
+    aggregator_param: dict = option(
+        {}, "a parameter of the aggregator; may be repeated: " + parameter_help(), parse=dict
+    )
+    suppress_outliers: bool = option(False, "clients whose updates stand apart count less")
     buffers: str = option(
         "average", "BatchNorm statistics", choices=_names("average", "local", "server")
+    )
+    attack: str = option("none", "how attackers misbehave", choices=_names(*ATTACKS))
+    attackers: int = option(1, "how many clients attack, drawn by --seed", low=0, high=100_000)
+    attack_scale: float = option(
+        4.0, "length of a false update in true ones (sign_flip, gaussian)", low=0, high=1e6
     )
     eval_every: int = option(5, "rounds between two looks at the test set", low=1, high=1_000_000)
     seed: int = option(1, "seed of training", low=0, high=2**31)
@@ -187,7 +198,7 @@ def resolve(given: dict[str, Any]) -> Config:
     parse_params(method_class(config.method), config.param)
     build_loss(config.loss, config.loss_param)
     _check_together(config)
-    return config
+    return replace(config, aggregator_param=_aggregator_parameters(config))
 
 
 def _check_together(config: Config) -> None:
@@ -203,7 +214,24 @@ def _check_together(config: Config) -> None:
     _check_name(config.name)
     if config.dataset == "csv" and config.data_dir is None:
         raise UserError("--dataset csv: give the folder with your files as --data-dir DIR")
+    if config.attack != "none" and config.attackers > config.clients:
+        raise UserError(f"--attackers {config.attackers}: there are {config.clients} clients only")
+    if config.suppress_outliers and config.aggregator in RANKING:
+        raise UserError(
+            f"--suppress-outliers: {config.aggregator} does not weigh clients; leave one of the "
+            "two out or choose mean, uniform, geometric, clip or classwise"
+        )
     worker_count(config, 1)
+
+
+def _aggregator_parameters(config: Config) -> dict[str, float]:
+    return resolve_parameters(
+        config.aggregator,
+        config.aggregator_param,
+        reports=config.plan(1).clients_per_round,
+        attackers=config.attackers,
+        attacked=config.attack != "none",
+    )
 
 
 def _check_name(name: str | None) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 CLASS_COUNTS = "class_counts"  # (2, C) positives and annotated cells, see --class-weights
+ANNOTATED_CELLS = "annotated_cells"  # (C,) in every report, see --aggregator classwise
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Report:
         model: (P,) float32 after local training; None once the server has folded it in.
         extras: what the method reports beside the model.
         logs: scalars for the log, such as the mean training loss.
+        trust: factor in [0, 1] by which the server has lowered ``samples``, 1 unless the report
+            stands apart and ``--suppress-outliers`` is on.
     """
 
     client: int
@@ -42,6 +45,7 @@ class Report:
     model: Tensor | None
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     logs: dict[str, float] = field(default_factory=dict)
+    trust: float = 1.0
 
 
 def message_bytes(message: Broadcast | Report) -> int:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from src.aggregation import Frame, Layout, fault
 from src.messages import CLASS_COUNTS, Broadcast, Report, message_bytes
+from src.outliers import THRESHOLD, UpdateWatch, severity, trust
 
 if TYPE_CHECKING:
     from src.methods.base import Method
+
+logger = logging.getLogger("fednml")
+
+
+class NoReportLeft(RuntimeError):
+    """Every report of a round was rejected; the message names the clients and the reasons."""
 
 
 class Server:
@@ -24,13 +32,22 @@ class Server:
         memory: arrays that last between rounds (checkpointed).
         round: number of the next round, from 0.
         bytes_up: bytes received in the latest round.
+        layout: what lies where in the model.
+        rejected: of the latest round, {client: why its report could not be used}.
+        scores: of the latest round, {client: {score: robust z}}, see src/outliers.py; empty below
+            four reports.
     """
 
-    def __init__(self, model: Tensor, method: Method) -> None:
+    def __init__(self, model: Tensor, method: Method, layout: Layout | None = None) -> None:
+        """Start from ``model``; without a layout all of it are parameters."""
         self.model, self.method = model, method
+        self.layout = layout or Layout(len(model))
         self.memory: dict[str, np.ndarray] = {}
         self.round = 0
         self.bytes_up = 0
+        self.rejected: dict[int, str] = {}
+        self.scores: dict[int, dict[str, float]] = {}
+        self._watch = UpdateWatch(self.layout.parameters, seed=method.plan.seed)
         self._introduced = 0  # bytes received before the first round, counted with it
 
     def meet(self, introductions: Iterable[Report]) -> None:
@@ -50,26 +67,70 @@ class Server:
         shared = {n: self.memory[n] for n in (CLASS_COUNTS,) if n in self.memory}
         return Broadcast(self.round, self.model, shared | self.method.extras(self))
 
+    @property
+    def frame(self) -> Frame:
+        """What an aggregation rule may know beside the reports."""
+        plan = self.method.plan
+        counted = plan.aggregator == "classwise"
+        return Frame(self.model, self.layout, plan.aggregator_param, counted)
+
     def finish_round(self, reports: Iterable[Report]) -> list[Report]:
         """Fold the reports into the next model, one at a time; return them without their models.
 
+        A report that cannot be used is left out, as if its client had not been selected.
+
         Raises:
-            FloatingPointError: a client reports a model that is not finite.
+            NoReportLeft: none can be used.
         """
         received: list[Report] = []
         self.bytes_up, self._introduced = self._introduced, 0
-        self.model = self.method.aggregate(self, self._receive(reports, received))
+        self.rejected, self.scores = {}, {}
+        self._watch.clear()
+        usable = self._receive(reports, received)
+        if self.method.plan.suppress_outliers:
+            usable = self._suppressed(list(usable))
+        self.model = self.method.aggregate(self, usable)
+        self.scores = self._watch.scores()
+        self._say_who_stands_apart()
         self.method.after_round(self, received)
         self.round += 1
         return received
 
     def _receive(self, reports: Iterable[Report], received: list[Report]) -> Iterator[Report]:
+        frame = self.frame
         for report in reports:
-            if not torch.isfinite(report.model).all():
-                raise FloatingPointError(
-                    f"round {self.round}: client {report.client} reports values that are not "
-                    "finite; try a smaller --lr"
-                )
             self.bytes_up += message_bytes(report)
+            reason = fault(report, frame)
+            if reason:
+                self.rejected[report.client] = reason
+                logger.warning("round %d: client %d: %s", self.round, report.client, reason)
+                continue
+            own = slice(self.layout.parameters)
+            self._watch.add(report.client, report.model[own] - frame.model[own])
             received.append(replace(report, model=None))
             yield report
+        if not received:
+            raise NoReportLeft(self._why_none())
+
+    def _why_none(self) -> str:
+        told = "; ".join(f"client {client}: {why}" for client, why in self.rejected.items())
+        return f"round {self.round}: no report can be used ({told}); try a smaller --lr"
+
+    def _suppressed(self, held: list[Report]) -> Iterator[Report]:
+        """The reports, flagged ones with less weight."""
+        scores = self._watch.scores()
+        for report in held:
+            factor = trust(scores[report.client]) if scores else 1.0
+            if factor < 1:
+                report = replace(report, samples=report.samples * factor, trust=factor)
+            yield report
+
+    def _say_who_stands_apart(self) -> None:
+        for client in self.flagged:
+            z = ", ".join(f"{name} {value:+.1f}" for name, value in self.scores[client].items())
+            logger.info("round %d: client %d stands apart (robust z: %s)", self.round, client, z)
+
+    @property
+    def flagged(self) -> list[int]:
+        """Clients whose updates stood apart in the latest round, ascending."""
+        return [client for client, z in self.scores.items() if severity(z) > THRESHOLD]

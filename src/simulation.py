@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from src.aggregation import Layout
+from src.attacks import Attack
 from src.checkpoint import load_checkpoint, save_checkpoint
 from src.client import Client
 from src.config import Config, worker_count
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 
 PICTURES = 4  # of labels in TensorBoard, spread over the run
+NO_ATTACK = Attack()
 
 
 class Simulation:
@@ -54,9 +57,10 @@ class Simulation:
         self.method: Method = kind(plan, parse_params(kind, config.param))
         train_rows = np.flatnonzero(scenario.part == TRAIN)
         augmenter = Augmenter(*channel_statistics(dataset.images, train_rows))
-        self.evaluator = Evaluator(dataset, scenario, model, augmenter)
-        self.clients = build_clients(dataset, scenario, self.method, augmenter)
-        self.server = Server(model.snapshot(), self.method)
+        attack = draw_attack(config)
+        self.evaluator = Evaluator(dataset, attack.scenario(scenario), model, augmenter)
+        self.clients = build_clients(dataset, scenario, self.method, augmenter, attack=attack)
+        self.server = Server(model.snapshot(), self.method, Layout.of(model))
         self.best = self.server.model
         self.history: list[dict[str, float]] = []
 
@@ -122,9 +126,23 @@ class Simulation:
         if self._picture_due():
             figure = self.evaluator.label_picture(self.clients[selected[0]])
             log.figure(f"labels/client {selected[0]}", figure, step=message.round)
+        row |= self._suspects(log, message.round)
         row["bytes_down"] = float(message_bytes(message) * len(selected))
         row["bytes_up"] = float(self.server.bytes_up)
         row["seconds"] = time.perf_counter() - start
+        return row
+
+    def _suspects(self, log: RunLog, round: int) -> dict[str, float]:
+        """How many reports were rejected and how many clients stood apart; who, to TensorBoard."""
+        server = self.server
+        for client in server.rejected:
+            log.scalars(f"clients/{client}", {"rejected": 1.0}, step=round)
+        for client, scores in server.scores.items():
+            named = {f"outlier_{name}": z for name, z in scores.items()}
+            log.scalars(f"clients/{client}", named, step=round)
+        row = {"rejected": float(len(server.rejected))}
+        if server.scores:  # blank where too few reports came in to judge them
+            row["flagged"] = float(len(server.flagged))
         return row
 
     def _evaluate(self, round: int) -> dict[str, float]:
@@ -183,16 +201,33 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def draw_attack(config: Config) -> Attack:
+    """The attack of a run, the same for every method and aggregator."""
+    return Attack.draw(
+        config.attack,
+        scale=config.attack_scale,
+        clients=config.clients,
+        attackers=config.attackers,
+        seed=config.seed,
+    )
+
+
 def build_clients(
-    dataset: ImageDataset, scenario: Scenario, method: Method, augmenter: Augmenter
+    dataset: ImageDataset,
+    scenario: Scenario,
+    method: Method,
+    augmenter: Augmenter,
+    *,
+    attack: Attack = NO_ATTACK,
 ) -> list[Client]:
     """Give every site its images and its own view of the labels, and nothing else."""
     observed = dataset.labels if method.true_labels else scenario.observed
+    observed = attack.labels(observed, scenario.client)
     clients = []
     for index in range(method.plan.clients):
         rows = scenario.rows(index)
         clients.append(
-            Client(
+            attack.client(
                 index,
                 images=dataset.images,
                 rows=rows,

@@ -40,6 +40,8 @@ class Plan:
     weight_decay: float
     fraction: float
     aggregator: str
+    aggregator_param: dict
+    suppress_outliers: bool
     buffers: str
     seed: int
     loss: str
@@ -147,7 +149,7 @@ class Method:
 
     def aggregate(self, server: Server, reports: Iterable[Report]) -> Tensor:
         """The next global vector. ``reports`` may be read once, one at a time."""
-        return AGGREGATORS[self.plan.aggregator](reports)
+        return AGGREGATORS[self.plan.aggregator](reports, server.frame)
 
     def after_round(self, server: Server, reports: list[Report]) -> None:
         """Bookkeeping at the server; the reports' models are gone by now."""
