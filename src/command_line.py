@@ -74,7 +74,9 @@ def build_parser() -> Parser:
         _add_option(parser, name, option_field)
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue an interrupted run")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done")
-    parser.add_argument("--list", metavar="methods|datasets|models", help="show what there is")
+    parser.add_argument(
+        "--list", metavar="methods|losses|datasets|models", help="show what there is"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 

@@ -6,25 +6,32 @@ import inspect
 from dataclasses import fields
 
 from src.methods import method_class, method_names
+from src.methods.base import Method
 from src.models import MODELS
+from src.supervision import LOSSES, Loss
 from utils_.datasets import DATASETS
 from utils_.errors import UserError, nearest
 
 
 def listing(kind: str) -> str:
-    """Text for ``methods``, ``datasets`` or ``models``."""
-    kinds = {"methods": _methods, "datasets": _datasets, "models": lambda: "\n".join(MODELS)}
+    """Text for ``methods``, ``losses``, ``datasets`` or ``models``."""
+    kinds = {
+        "methods": lambda: _described({name: method_class(name) for name in method_names()}),
+        "losses": lambda: _described(LOSSES),
+        "datasets": _datasets,
+        "models": lambda: "\n".join(MODELS),
+    }
     if kind not in kinds:
         raise UserError(f"--list {kind}: unknown list; {nearest(kind, kinds)}")
     return kinds[kind]()
 
 
-def _methods() -> str:
+def _described(owners: dict[str, type[Method] | type[Loss]]) -> str:
+    """Name, summary, paper and parameters of methods or losses."""
     lines = []
-    for name in method_names():
-        method = method_class(name)
-        lines.append(f"{name:<10} {method.summary} ({method.paper})")
-        for field in fields(method.Params):
+    for name, owner in owners.items():
+        lines.append(f"{name:<11} {owner.summary} ({owner.paper})")
+        for field in fields(owner.Params):
             lines.append(f"    {field.name}={field.default}  {field.metadata['help']}")
     return "\n".join(lines)
 

@@ -88,7 +88,7 @@ class Loss:
 class CrossEntropy(Loss):
     """Binary cross-entropy."""
 
-    paper = "cross-entropy"
+    paper = "the default"
     summary = "binary cross-entropy"
 
 
