@@ -114,10 +114,10 @@ def test_a_visible_label_changes_the_model(method: str, mask: str) -> None:
 @pytest.mark.parametrize("method", ["fednml", "fednml:published"])
 def test_fednml_relabels_in_these_tests(method: str, mask: str) -> None:
     """The settings are such that both kinds of change happen."""
-    clients = plain_run(method, mask).simulation.clients
-    status = np.concatenate([client.labels.status for client in clients])
-    assert (status == CORRECTED).sum() > 5
-    assert (status == PSEUDO).sum() > 5
+    labels = [client.labels for client in plain_run(method, mask).simulation.clients]
+    doubted = [(x.status == CORRECTED) | (x.annotated & (x.weight < 1)) for x in labels]
+    assert sum(cells.sum() for cells in doubted) > 5
+    assert sum((x.status == PSEUDO).sum() for x in labels) > 5
 
 
 @MASKS
@@ -271,7 +271,8 @@ def test_the_truth_is_out_of_reach_in_the_midst_of_training(
     spied.update(before_local=kind.before_local, found=[])
     monkeypatch.setattr(kind, "before_local", spy)
     run(method, *flawed("cells"), rounds=2)
-    assert spied["found"] == [set()] * 6
+    assert len(spied["found"]) > 3  # some methods leave sites out of some rounds
+    assert not any(spied["found"])
 
 
 @EACH_METHOD

@@ -49,6 +49,26 @@ def agreement_and_loss(
     return tuple(means)
 
 
+def class_agreement(probability: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """How much more each image looks like its positive labels than the site's images do on average.
+
+    Log odds standardised within each class, mean over the image's positive cells: a rare class,
+    whose predictions are all small, is judged by the same measure as a frequent one.
+
+    Args:
+        probability: (N, C) in [0, 1].
+        positives: (N, C) bool, the cells labelled 1.
+
+    Returns:
+        (N,) float64; 0 for an image without a positive label.
+    """
+    probability = probability.clip(1e-6, 1 - 1e-6).astype(np.float64)
+    odds = np.log(probability) - np.log1p(-probability)
+    standardised = (odds - odds.mean(axis=0)) / odds.std(axis=0).clip(1e-6)
+    count = np.maximum(positives.sum(axis=1), 1)
+    return np.where(positives, standardised, 0).sum(axis=1) / count
+
+
 def class_counts(labels: LabelState) -> dict[str, np.ndarray]:
     """Positives and annotated cells of each class, (C,) float32, from annotated cells alone."""
     positives = np.where(labels.annotated, labels.target, 0).sum(axis=0)

@@ -2,12 +2,13 @@
 
 Follows methods.md 1.5 and 1.6 with these deviations. Honesty: labels of missing classes start from
 the prediction, never from hidden values; priors count annotated cells alone, and a missing class
-takes the prior of the sites that annotate it; agreement and loss are means over annotated cells.
-For small models and rare classes: predictions are means over rounds; one becomes a hard 0 only far
-below the class prior; annotations are mixed with them by the mixture's posterior and a growing
-trust, from what was observed, at every refresh anew; the mixture may find nothing; the margin
-shifts the supervised term alone. For speed: the teacher predicts once a round on the plain image.
-``published`` undoes all but the honesty.
+takes the prior of the sites that annotate it; agreement and loss read annotated cells alone.
+For small models and rare classes: the mixture judges images with a positive label alone, by their
+agreement relative to the class, and may find nothing; annotations it doubts are corrected where
+the prediction is sure and lose weight elsewhere, at every refresh anew; a prediction becomes a
+hard 0 only far below the class prior; pseudo-labels of missing classes count less than
+annotations; the margin shifts the supervised term alone. For speed: the teacher predicts once a
+round on the plain image. ``published`` undoes all but the honesty.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from src.losses import label_margin, masked_bce, ramp
 from src.methods.base import Method, param
+from utils_ import refinement
 from utils_.pseudo_labels import class_counts, prior, snap
-from utils_.refinement import correct, doubt_annotations, faded, fill_missing
 from utils_.rng import derive_seed
 
 
@@ -38,13 +39,13 @@ class FedNML(Method):
         refresh_every: int = param(5, "rounds between two label refreshes", 1, 10_000)
         confident: float = param(0.9, "a prediction above it becomes 1, far below it 0", 0.5)
         inertia: float = param(0.8, "share of the old label kept on missing classes")
-        ensemble: float = param(0.9, "share of the past in a round's predictions", 0, 0.999)
-        trust: float = param(0.3, "largest weight of a prediction against an annotation")
-        kd_weight: float = param(0.5, "largest weight of the distillation term")
+        pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
+        trust: float = param(0.9, "weight that an annotation surely noisy loses")
+        kd_weight: float = param(0.2, "largest weight of the distillation term")
         kappa: float = param(2.0, "steepness of the ramps from the warm-up to the end", 0, 50)
         margin: float = param(1.0, "scale of the label-dependent margin; 0 turns it off", 0, 10)
         min_images: int = param(20, "fewest images the mixture is fitted to", 4, 1_000_000)
-        min_gap: float = param(1.0, "least distance of its means, in standard deviations", 0, 10)
+        min_gap: float = param(0.2, "least distance of its means, in standard deviations", 0, 10)
         published: bool = param(False, "hard, lasting corrections and the rest as published")
         hidden_label_leak: bool = param(False, "start from hidden labels, as published (leaky)")
 
@@ -53,33 +54,34 @@ class FedNML(Method):
         return self.params.hidden_label_leak
 
     def ramp(self, round: int) -> float:
-        """Growth of trust and distillation, from exp(-kappa) after the warm-up to 1."""
+        """Growth of the distillation, from exp(-kappa) after the warm-up to 1."""
         begin, end = self.plan.warmup_rounds, self.plan.rounds
         return ramp(round, begin=begin, end=end, kappa=self.params.kappa)
 
     def before_local(self, client, model, message) -> None:
         if message.round < self.plan.warmup_rounds:
             return
-        keep = 0 if self.params.published else self.params.ensemble
-        predicted = faded(client.memory, client.predict(model), keep=keep)
+        predicted = client.predict(model)
         if (message.round - self.plan.warmup_rounds) % self.params.refresh_every == 0:
             self._refresh(client, predicted, message)
         client.cache["prior"] = torch.from_numpy(self._prior(client, message))
         client.cache["teacher"] = torch.from_numpy(predicted)
 
     def _refresh(self, client, predicted: np.ndarray, message) -> None:
-        params, seed = self.params, derive_seed(self.plan.seed, "mixture", client.index)
-        known = None if params.published else self._prior(client, message)
-        snapped = snap(predicted, params.confident, known)
-        gates = {"seed": seed, "min_images": params.min_images, "min_gap": params.min_gap}
-        published = params.published
-        split = doubt_annotations(
-            client.labels, client.memory, predicted, published=published, **gates
-        )
-        growing = params.trust * self.ramp(message.round) * split.probability
-        doubt = split.noisy.astype(np.float32) if published else growing
-        correct(client.labels, snapped, doubt=doubt, published=published)
-        fill_missing(client.labels, snapped, keep=params.inertia, start=client.hidden)
+        params, labels, memory = self.params, client.labels, client.memory
+        seed = derive_seed(self.plan.seed, "mixture", client.index)
+        mixture = {"seed": seed, "min_images": params.min_images, "min_gap": params.min_gap}
+        weight = params.pseudo_weight
+        if params.published:
+            weight, snapped = 1, snap(predicted, params.confident)
+            noise = refinement.doubt_all(labels, memory, predicted, **mixture)
+            refinement.correct_all(labels, snapped, noisy=noise > 0.5)
+        else:
+            snapped = snap(predicted, params.confident, self._prior(client, message))
+            noise = refinement.doubt_positives(labels, memory, predicted, **mixture)
+            refinement.correct_confident(labels, snapped, noise=noise, trust=params.trust)
+        keep, start = params.inertia, client.hidden
+        refinement.fill_missing(labels, snapped, keep=keep, weight=weight, start=start)
 
     def _prior(self, client, message) -> np.ndarray:
         """(C,) share of positives: own annotated cells, else the other sites'."""
