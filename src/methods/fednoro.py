@@ -1,0 +1,117 @@
+"""FedNoRo: sites with noisy labels are found, taught by the global model, and count less.
+
+After Wu et al., IJCAI 2023 (methods.md 3), multi-label. First stage (the warm-up): logits are
+adjusted by the site's log prior odds, the binary form of its class priors, from annotated cells
+with half a cell added to either count. Then each site tells the mean loss of its labels under the
+global model, by class, apart for negatives and positives (the release computes it at the server),
+and mixtures vote on who is noisy. Second stage: noisy sites learn from the received model as well,
+on all classes, and count less the farther their model is from the nearest clean one.
+
+The losses are those of the model that the last warm-up round starts from, at the earliest that of
+the second round. Where only some sites take part the vote is repeated until all have been heard; a
+site not heard counts as clean. What a site cannot tell is left out of its row; the release takes
+the least of the column (``fill_minimum=true``), but then classes not annotated make a site look
+clean. Distances are L2 norms of all parameters, as in the paper; the release adds up one norm a
+tensor, BatchNorm statistics included. Where nobody is noisy, or nobody clean: FedAvg's mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.losses import bce, ramp
+from src.methods.base import Method, param
+from utils_.noisy_clients import class_losses, closeness, normalised, vote_noisy
+from utils_.pseudo_labels import class_counts
+from utils_.rng import derive_seed
+
+NOT_HEARD, CLEAN, NOISY = -1, 0, 1
+
+
+class FedNoRo(Method):
+    """Noise-robust federated learning under class imbalance (methods.md 3)."""
+
+    paper = "Wu et al., IJCAI 2023"
+    summary = "vote on noisy sites, which are distilled into and averaged by distance"
+
+    @dataclass(frozen=True)
+    class Params:
+        """Every constant of the method."""
+
+        voters: int = param(9, "mixtures that vote on who is noisy", 1, 1000)
+        min_cells: int = param(5, "fewest labels of a kind whose mean loss is told", 1, 1_000_000)
+        fill_minimum: bool = param(False, "untold losses become the column's least, as released")
+        min_gap: float = param(0.0, "least gap of the groups' mean normalised loss; 1: no split")
+        kd_weight: float = param(0.8, "largest weight of the distillation term")
+        kd_end: float = param(0.49, "share of the rounds at which it is reached")
+        kappa: float = param(5.0, "steepness of its ramp", 0, 50)
+        temperature: float = param(0.8, "the teacher's; below 1 sharpens", 0.01, 100)
+        logit_adjustment: bool = param(True, "train logits shifted by the site's log prior odds")
+
+    def kd_weight(self, round: int) -> float:
+        """Weight of the distillation term at a noisy site."""
+        begin, end = self.plan.warmup_rounds, self.params.kd_end * self.plan.rounds
+        growth = ramp(round, begin=begin, end=end, kappa=self.params.kappa)
+        return self.params.kd_weight * growth
+
+    def before_local(self, client, model, message) -> None:
+        positives, annotated = class_counts(client.labels).values()
+        odds = np.log((positives + 0.5) / (annotated - positives + 0.5))  # 0 where nobody looked
+        client.cache["shift"] = torch.from_numpy(odds * self.params.logit_adjustment)
+        found = message.extras.get("noisy", np.full(self.plan.clients, NOT_HEARD))
+        client.cache["noisy"] = found[client.index] == NOISY
+        if message.round >= max(self.plan.warmup_rounds - 1, 1) and NOT_HEARD in found:
+            given, least = client.labels.observed, self.params.min_cells
+            client.cache["told"] = class_losses(client.predict(model), given, min_cells=least)
+
+    def loss(self, client, model, batch, message) -> Tensor:
+        if client.cache["noisy"]:  # before the gradient's pass, as it changes the model in passing
+            teacher = client.predict_batch(model, message.model, batch.images)
+        logits = model.forward(batch.images)
+        logits = logits + client.cache["shift"].to(logits)
+        supervised = self.supervised(client, logits, batch)
+        if not client.cache["noisy"]:
+            return supervised
+        soft = torch.logit(teacher, eps=1e-6) / self.params.temperature
+        divergence = (bce(logits, soft.sigmoid()) - bce(soft, soft.sigmoid())).mean()
+        weight = self.kd_weight(message.round)
+        return weight * divergence + (1 - weight) * supervised
+
+    def after_local(self, client, model, message) -> dict[str, np.ndarray]:
+        client.logs["noisy"] = float(client.cache["noisy"])
+        return {"losses": client.cache["told"]} if "told" in client.cache else {}
+
+    def aggregate(self, server, reports) -> Tensor:
+        if NOISY not in server.memory.get("noisy", ()):
+            return super().aggregate(server, reports)
+        held = sorted(reports, key=lambda report: report.client)
+        own = slice(server.layout.parameters)
+        noisy = server.memory["noisy"][[report.client for report in held]] == NOISY
+        factors = closeness([report.model[own] for report in held], noisy)
+        weighted = (
+            replace(report, samples=report.samples * factor, trust=report.trust * factor)
+            for report, factor in zip(held, factors.tolist(), strict=True)
+        )
+        return super().aggregate(server, weighted)
+
+    def after_round(self, server, reports) -> None:
+        told = {r.client: r.extras["losses"] for r in reports if "losses" in r.extras}
+        if not told:
+            return
+        shape = (self.plan.clients, 2 * self.plan.classes)
+        table = server.memory.setdefault("losses", np.full(shape, np.nan, np.float32))
+        found = server.memory.get("noisy", np.full(self.plan.clients, NOT_HEARD, np.int8)).copy()
+        for client, losses in told.items():
+            table[client], found[client] = losses.ravel(), CLEAN
+        heard = found != NOT_HEARD
+        seeds = [derive_seed(self.plan.seed, "vote", i) for i in range(self.params.voters)]
+        rows = normalised(table[heard], fill_minimum=self.params.fill_minimum)
+        found[heard] = vote_noisy(rows, seeds=seeds, min_gap=self.params.min_gap)
+        server.memory["noisy"] = found
+
+    def extras(self, server) -> dict[str, np.ndarray]:
+        return {"noisy": server.memory["noisy"]} if "noisy" in server.memory else {}

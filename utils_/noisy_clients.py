@@ -1,0 +1,98 @@
+"""Sites with noisy labels told from clean ones, and how much their models count (FedNoRo)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def class_losses(probability: np.ndarray, observed: np.ndarray, *, min_cells: int) -> np.ndarray:
+    """Mean cross-entropy of the given labels of each class, apart for negatives and positives.
+
+    Args:
+        probability: (n, C) in [0, 1].
+        observed: (n, C) labels, 0 or 1, NaN where not annotated.
+        min_cells: with fewer labels of a kind the mean is undefined.
+
+    Returns:
+        (2, C) float32, negatives first; NaN where undefined.
+    """
+    p = probability.clip(1e-7, 1 - 1e-7).astype(np.float64)
+    table = np.full((2, observed.shape[1]), np.nan, np.float32)
+    for value, loss in enumerate((-np.log1p(-p), -np.log(p))):
+        cells = observed == value
+        count = cells.sum(axis=0)
+        mean = np.where(cells, loss, 0).sum(axis=0) / np.maximum(count, 1)
+        table[value] = np.where(count >= min_cells, mean, np.nan)
+    return table
+
+
+def normalised(losses: np.ndarray, *, fill_minimum: bool) -> np.ndarray:
+    """Columns of a (K, F) table brought to [0, 1]; those without two different values left out.
+
+    Args:
+        losses: NaN where undefined.
+        fill_minimum: an undefined entry becomes 0, the best of its column; otherwise the mean of
+            its row, so that what a site does not annotate speaks neither for nor against it.
+    """
+    known = ~np.isnan(losses)
+    least = np.where(known, losses, np.inf).min(axis=0)
+    spread = np.where(known, losses, -np.inf).max(axis=0) - least
+    used = spread > 0  # not where the column is empty: -inf
+    scaled = (losses[:, used] - least[used]) / spread[used]
+    known = known[:, used]
+    own = np.where(known, scaled, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    return np.where(known, scaled, 0 if fill_minimum else own[:, None])
+
+
+def vote_noisy(table: np.ndarray, *, seeds: Sequence[int], min_gap: float) -> np.ndarray:
+    """(K,) bool, sites in the group of larger losses; the set that most mixtures agree on.
+
+    A two-component Gaussian mixture is fitted once a seed; of sets named equally often the first
+    wins. Nobody is noisy where fewer than two rows differ, or where the mean losses of the two
+    groups lie no more than ``min_gap`` apart.
+
+    Args:
+        table: (K, F) in [0, 1], see :func:`normalised`.
+    """
+    nobody = np.zeros(len(table), bool)
+    if not table.size or len(np.unique(table, axis=0)) < 2:
+        return nobody
+    ballots = [_group_of_larger_losses(table, seed) for seed in seeds]
+    (winner, _), *_ = Counter(tuple(b.tolist()) for b in ballots).most_common()
+    noisy = np.array(winner, bool)
+    if noisy.all() or not noisy.any():
+        return nobody
+    return noisy if table[noisy].mean() - table[~noisy].mean() > min_gap else nobody
+
+
+def _group_of_larger_losses(table: np.ndarray, seed: int) -> np.ndarray:
+    from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
+
+    mixture = GaussianMixture(2, random_state=seed % 2**32)
+    with threadpool_limits(1):  # the sums must not depend on the number of cores
+        group = mixture.fit_predict(table)
+    return group == int(np.argmax(mixture.means_.sum(axis=1)))
+
+
+def closeness(vectors: Sequence[Tensor], noisy: np.ndarray) -> np.ndarray:
+    """(n,) factors in [1/e, 1] for models: exp(-d), d the distance from the nearest clean one.
+
+    d is 0 for clean models and divided by its maximum. All factors are 1 where everybody is noisy
+    or nobody, and where no distance differs from 0.
+
+    Args:
+        vectors: n tensors (P,).
+        noisy: (n,) bool.
+    """
+    distance = np.zeros(len(vectors))
+    clean = np.flatnonzero(~noisy)
+    for k in np.flatnonzero(noisy) if len(clean) else ():
+        distance[k] = min(float(torch.dist(vectors[k], vectors[j])) for j in clean)
+    largest = distance.max(initial=0)
+    return np.exp(-distance / largest) if largest > 0 else np.ones(len(vectors))
