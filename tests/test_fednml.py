@@ -20,7 +20,7 @@ from src.methods.fednml import FedNML
 from utils_ import refinement
 from utils_.gmm import NoiseSplit
 from utils_.labels import CORRECTED, MISSING, OBSERVED, PSEUDO, LabelState
-from utils_.pseudo_labels import agreement_and_loss, class_counts, prior, snap
+from utils_.pseudo_labels import agreement_and_loss, class_agreement, class_counts, prior, snap
 from utils_.rng import derive
 
 N, C, WARMUP, ROUNDS = 12, 4, 10, 100
@@ -96,11 +96,19 @@ class Reference:
     def __init__(self, observed: np.ndarray, params: Any, hidden: np.ndarray | None) -> None:
         self.observed, self.params, self.hidden = observed, params, hidden
         self.target = {c: float(observed[c]) for c in np.ndindex(N, C) if not self.is_missing(c)}
-        self.ensemble: dict | None = None
+        self.weight = dict.fromkeys(self.target, 1.0)
         self.evidence: list[list[tuple[float, float]]] = []
 
     def is_missing(self, cell: tuple[int, int]) -> bool:
         return bool(np.isnan(self.observed[cell]))
+
+    def known(self, i: int) -> list[int]:
+        return [c for c in range(C) if not self.is_missing((i, c))]
+
+    def judged(self) -> list[int]:
+        """Images that the mixture is asked about."""
+        positive = [i for i in range(N) if any(self.observed[i, c] == 1 for c in range(C))]
+        return list(range(N)) if self.params.published else positive
 
     def own_prior(self, c: int) -> float:
         known = [self.target[i, c] for i in range(N) if not self.is_missing((i, c))]
@@ -112,55 +120,54 @@ class Reference:
         own = [self.own_prior(c) for c in range(C)]
         return [float(shared[c]) if math.isnan(own[c]) else own[c] for c in range(C)]
 
-    def predict(self, predicted: np.ndarray) -> dict:
-        keep = 0 if self.params.published else self.params.ensemble
-        now = {cell: float(predicted[cell]) for cell in np.ndindex(N, C)}
-        if self.ensemble is not None:
-            now = {cell: keep * self.ensemble[cell] + (1 - keep) * now[cell] for cell in now}
-        self.ensemble = now
-        return now
-
-    def score(self, predicted: dict) -> list[tuple[float, float]]:
-        """Mean agreement and mean cross-entropy of each image over its annotated cells."""
+    def score(self, predicted: np.ndarray) -> list[tuple[float, float]]:
+        """Agreement and loss of each judged image; ours as means over the refreshes so far."""
+        by_class = [standard_odds(predicted[:, c]) for c in range(C)]
         table = []
         for i in range(N):
             agreement = loss = 0.0
-            known = [c for c in range(C) if not self.is_missing((i, c))]
-            for c in known:
-                p = min(max(predicted[i, c], 1e-7), 1 - 1e-7)
+            for c in self.known(i):
+                p = min(max(float(predicted[i, c]), 1e-7), 1 - 1e-7)
                 y = self.target[i, c] if self.params.published else float(self.observed[i, c])
-                agreement += (y * p + (1 - y) * (1 - p)) / len(known)
-                loss -= (y * math.log(p) + (1 - y) * math.log(1 - p)) / len(known)
+                agreement += (y * p + (1 - y) * (1 - p)) / len(self.known(i))
+                loss -= (y * math.log(p) + (1 - y) * math.log(1 - p)) / len(self.known(i))
+            if not self.params.published:
+                marked = [by_class[c][i] for c in range(C) if self.observed[i, c] == 1]
+                agreement = sum(marked) / max(len(marked), 1)
             table.append((agreement, loss))
-        self.evidence.append(table)
-        if self.params.published:
-            return table
+        self.evidence = [table] if self.params.published else [*self.evidence, table]
         past = len(self.evidence)
         return [
             tuple(sum(table[i][k] for table in self.evidence) / past for k in (0, 1))
-            for i in range(N)
+            for i in self.judged()
         ]
 
-    def refresh(
-        self, predicted: dict, posterior: np.ndarray, shared: np.ndarray, round: int
-    ) -> None:
+    def refresh(self, predicted: np.ndarray, posterior: np.ndarray, shared: np.ndarray) -> None:
         share = [None] * C if self.params.published else self.prior(shared)
-        confident, keep = self.params.confident, self.params.inertia
-        snapped = {
-            cell: reference_snap(predicted[cell], confident, share[cell[1]]) for cell in predicted
-        }
-        for i, c in predicted:
+        for i, c in np.ndindex(N, C):
+            snapped = reference_snap(float(predicted[i, c]), self.params.confident, share[c])
             if self.is_missing((i, c)):
-                start = snapped[i, c] if self.hidden is None else float(self.hidden[i, c])
-                old = self.target.get((i, c), start)
-                self.target[i, c] = keep * old + (1 - keep) * snapped[i, c]
+                start = snapped if self.hidden is None else float(self.hidden[i, c])
+                old, keep = self.target.get((i, c), start), self.params.inertia
+                self.target[i, c] = keep * old + (1 - keep) * snapped
+                self.weight[i, c] = 1 if self.params.published else self.params.pseudo_weight
             elif self.params.published:
                 if posterior[i] > 0.5:
-                    self.target[i, c] = snapped[i, c]
+                    self.target[i, c] = snapped
+            elif posterior[i] > 0.5 and snapped in (0.0, 1.0):
+                self.target[i, c], self.weight[i, c] = snapped, 1.0
             else:
-                doubt = self.params.trust * reference_ramp(round, self.params.kappa) * posterior[i]
-                given = float(self.observed[i, c])
-                self.target[i, c] = (1 - doubt) * given + doubt * snapped[i, c]
+                self.target[i, c] = float(self.observed[i, c])
+                self.weight[i, c] = 1 - self.params.trust * posterior[i]
+
+
+def standard_odds(column: np.ndarray) -> list[float]:
+    """Log odds of one class, less their mean, over their deviation."""
+    clipped = [min(max(float(p), 1e-6), 1 - 1e-6) for p in column]
+    odds = [math.log(p / (1 - p)) for p in clipped]
+    mean = sum(odds) / len(odds)
+    deviation = math.sqrt(sum((z - mean) ** 2 for z in odds) / len(odds))
+    return [(z - mean) / deviation for z in odds]
 
 
 def table(cells: dict) -> np.ndarray:
@@ -180,7 +187,7 @@ def test_the_refinement_phase_against_the_reference(
     def mixture(agreement: np.ndarray, loss: np.ndarray, **options: Any) -> NoiseSplit:
         """Stands in for the mixture: half the images are noisy, others the next time."""
         asked.append((np.stack([agreement, loss], axis=1), options))
-        posterior = derive(len(asked), "posterior").random(N).astype(np.float32)
+        posterior = derive(len(asked), "posterior").random(len(loss)).astype(np.float32)
         posterior[posterior < 0.3] = 0
         return NoiseSplit(posterior, True, "", np.zeros((2, 2)))
 
@@ -199,19 +206,21 @@ def test_the_refinement_phase_against_the_reference(
             assert not client.cache
             assert not client.memory
             continue
-        predicted = reference.predict(client.predicted)
+        predicted = client.predicted
         if round % 5 == 0:
             evidence, options = asked[-1]
             np.testing.assert_allclose(evidence, reference.score(predicted), atol=1e-5, rtol=1e-5)
             assert options["min_images"] == 20
-            posterior = client.memory["noise_score"]
-            reference.refresh(predicted, posterior, shared, round)
+            reference.refresh(predicted, client.memory["noise_score"], shared)
         np.testing.assert_allclose(client.labels.target, table(reference.target), atol=1e-6)
-        np.testing.assert_allclose(client.cache["teacher"], table(predicted), atol=1e-6)
+        np.testing.assert_allclose(client.labels.weight, table(reference.weight), atol=1e-6)
+        np.testing.assert_allclose(client.cache["teacher"], predicted, atol=1e-6)
         np.testing.assert_allclose(client.cache["prior"], reference.prior(shared), atol=1e-6)
     assert len(asked) == 6
     assert len({options["seed"] for _, options in asked}) == 1
-    assert (client.labels.weight == 1).all()
+    assert (
+        client.memory["noise_score"][[i not in reference.judged() for i in range(N)]] == 0
+    ).all()
     missing = np.isnan(observed)
     assert (client.labels.status[missing] == PSEUDO).all()
     assert set(np.unique(client.labels.status[~missing])) == {OBSERVED, CORRECTED}
@@ -377,6 +386,30 @@ def test_agreement_and_loss_read_the_given_cells_alone() -> None:
     agreement, loss = agreement_and_loss(p, y, cells)
     np.testing.assert_allclose(agreement, [0.8, 0], atol=1e-7)
     np.testing.assert_allclose(loss, [-math.log(0.8), 0], atol=1e-7)
+
+
+def test_agreement_is_relative_to_the_class() -> None:
+    """The same odds against a class mean count the same, however rare the class."""
+    p = np.array([[0.5, 0.05], [0.1, 0.005], [0.1, 0.005]])
+    frequent, rare = (
+        class_agreement(p, np.eye(3, dtype=bool)[:, [0, 0]] & [c == 0, c == 1]) for c in (0, 1)
+    )
+    assert frequent[0] == pytest.approx(math.sqrt(2))
+    assert rare[0] == pytest.approx(math.sqrt(2))
+    assert frequent[1:].tolist() == [0, 0]
+    constant = class_agreement(np.full((3, 2), 0.3), np.ones((3, 2), bool))
+    np.testing.assert_allclose(constant, 0, atol=1e-6)
+
+
+def test_images_without_a_positive_label_do_not_ask_the_mixture() -> None:
+    """Else it finds the images that have a positive label at all, and calls them noisy."""
+    observed = (derive(0, "observed").random((60, C)) < 0.2).astype(np.float32)
+    predicted = np.where(observed == 1, 0.6, 0.1) * derive(0, "p").random((60, C))
+    labels, memory = LabelState(observed), {}
+    mixture = {"seed": 0, "min_images": 4, "min_gap": 0.0}
+    noise = refinement.doubt_positives(labels, memory, predicted, **mixture)
+    assert (noise[observed.sum(axis=1) == 0] == 0).all()
+    assert (noise > 0.5).any()
 
 
 def test_counts_and_priors_by_hand() -> None:

@@ -62,7 +62,7 @@ def class_agreement(probability: np.ndarray, positives: np.ndarray) -> np.ndarra
     Returns:
         (N,) float64; 0 for an image without a positive label.
     """
-    probability = probability.clip(1e-6, 1 - 1e-6).astype(np.float64)
+    probability = probability.astype(np.float64).clip(1e-6, 1 - 1e-6)
     odds = np.log(probability) - np.log1p(-probability)
     standardised = (odds - odds.mean(axis=0)) / odds.std(axis=0).clip(1e-6)
     count = np.maximum(positives.sum(axis=1), 1)

@@ -53,11 +53,6 @@ class FedNML(Method):
     def hidden_labels(self) -> bool:
         return self.params.hidden_label_leak
 
-    def ramp(self, round: int) -> float:
-        """Growth of the distillation, from exp(-kappa) after the warm-up to 1."""
-        begin, end = self.plan.warmup_rounds, self.plan.rounds
-        return ramp(round, begin=begin, end=end, kappa=self.params.kappa)
-
     def before_local(self, client, model, message) -> None:
         if message.round < self.plan.warmup_rounds:
             return
@@ -103,7 +98,9 @@ class FedNML(Method):
         shifted = logits + self.params.margin * shift
         distilled = masked_bce(shifted if published else logits, teacher, torch.ones_like(teacher))
         supervised = self.supervised(client, shifted, batch)
-        weight = self.params.kd_weight * self.ramp(message.round)
+        begin, end = self.plan.warmup_rounds, self.plan.rounds
+        growth = ramp(message.round, begin=begin, end=end, kappa=self.params.kappa)
+        weight = self.params.kd_weight * growth
         return weight * distilled + (1 - weight) * supervised
 
     def extras(self, server) -> dict[str, np.ndarray]:
