@@ -103,7 +103,9 @@ class Server:
             reason = fault(report, frame)
             if reason:
                 self.rejected[report.client] = reason
-                logger.warning("round %d: client %d: %s", self.round, report.client, reason)
+                logger.warning(
+                    "round %d: client %d is left out: %s", self.round, report.client, reason
+                )
                 continue
             own = slice(self.layout.parameters)
             self._watch.add(report.client, report.model[own] - frame.model[own])

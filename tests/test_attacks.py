@@ -268,7 +268,7 @@ def test_a_run_under_attack_names_the_client(csv_data: Path, tmp_path: Path, cap
     options = {"method": "fedavg", "clients": 5, "rounds": 2, "name": "attacked"}
     assert call_main(command(csv_data, tmp_path, **options, attack="nan", aggregator="krum")) == 0
     bad = Attack.draw("nan", scale=1, clients=5, attackers=1, seed=1).attackers[0]
-    told = f"client {bad}: its model holds values that are not finite"
+    told = f"client {bad} is left out: its model holds values that are not finite"
     messages = [record.getMessage() for record in caplog.records]
     assert [m for m in messages if "finite" in m] == [f"round {n}: {told}" for n in (0, 1)]
     header, *rows = read_table(tmp_path / "runs" / "attacked" / "metrics.csv")

@@ -122,7 +122,7 @@ def test_a_report_that_cannot_be_used_is_left_out(
         received = server.finish_round(iter(reports))
     assert list(server.rejected) == [1]
     assert [record.getMessage().partition(": its")[0] for record in caplog.records] == [
-        "round 0: client 1"
+        "round 0: client 1 is left out"
     ]
     assert [report.client for report in received] == [0, 2, 3, 4]
     others = make_server(aggregator=aggregator)
