@@ -19,7 +19,7 @@ from utils_ import scenario as module
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, ImageDataset
 from utils_.errors import UserError
 from utils_.missing import MISSING_TYPES
-from utils_.noise import NOISE_TYPES
+from utils_.noise import CLIENT_RATES, NOISE_TYPES
 from utils_.scenario import Scenario, assignment_table, build_scenario, client_table
 from utils_.splits import SPLITS
 
@@ -94,6 +94,10 @@ def equal(first: Scenario, second: Scenario) -> bool:
             "noise_type": st.sampled_from(sorted(NOISE_TYPES)),
             "missing": st.sampled_from([0, 0.3, 0.5, 0.9, 1, 2, 5]),
             "missing_type": st.sampled_from(sorted(MISSING_TYPES)),
+            "noise_clients": st.sampled_from(sorted(CLIENT_RATES)),
+            "noise_low": st.sampled_from([0, 0.2]),
+            "shards": st.integers(1, 3),
+            "phi": st.sampled_from([0.01, 0.7]),
             "val_share": st.sampled_from([0, 0.1]),
         }
     ),
@@ -123,18 +127,22 @@ def test_any_settings_give_a_sound_scenario_or_a_user_error(images, classes, see
         assert len(set(zip(scenario.part[inside], scenario.client[inside], strict=True))) == 1
 
 
-@pytest.mark.parametrize("split", ["iid", "site"])
-def test_without_noise_hidden_labels_reach_nothing(split):
+@pytest.mark.parametrize(
+    ("split", "missing_type"),
+    [("iid", "classes"), ("site", "classes"), ("quantity", "cells"), ("iid", "images")],
+)
+def test_without_noise_hidden_labels_reach_nothing(split, missing_type):
     """Flip, permute or blank every hidden label: what training may see keeps its bits."""
     dataset = tiny(400, 8, blank=0.1)
-    first = build(dataset, noise=0.0, split=split)
+    settings_ = {"noise": 0.0, "split": split, "missing_type": missing_type}
+    first = build(dataset, **settings_)
     hidden = (first.part == TRAIN)[:, None] & ~first.annotated & ~np.isnan(dataset.labels)
     assert hidden.sum() > 500
     rng = np.random.default_rng(0)
     for values in (1 - dataset.labels[hidden], rng.permutation(dataset.labels[hidden]), np.nan):
         labels = dataset.labels.copy()
         labels[hidden] = values
-        second = build(dataclasses.replace(dataset, labels=labels), noise=0.0, split=split)
+        second = build(dataclasses.replace(dataset, labels=labels), **settings_)
         for name in ("part", "client", "annotated", "observed"):
             assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
 
@@ -185,6 +193,7 @@ def other_inputs() -> dict[str, ImageDataset]:
         "sites": dataclasses.replace(dataset, sites=dataset.sites[::-1].copy()),
         "files": dataclasses.replace(dataset, files=dataset.files[::-1]),
         "images": dataclasses.replace(dataset, image_key="other"),
+        "names": dataclasses.replace(dataset, classes=tuple("abcdef")),
     }
 
 
@@ -199,6 +208,12 @@ def test_the_key_covers_every_input():
         "val_share": 0.2,
         "test_share": 0.3,
         "data_seed": 2,
+        "shards": 3,
+        "phi": 0.5,
+        "missing_type": "cells",
+        "noise_clients": "linear",
+        "noise_low": 0.1,
+        "noisy_share": 0.3,
     }
     keys = [build(tiny()).key, *(build(tiny(), **{k: v}).key for k, v in changes.items())]
     keys += [build(dataset).key for dataset in other_inputs().values()]
@@ -324,13 +339,40 @@ def test_client_table_against_a_loop_over_cells():
         assert 0 < row["noise_cells"] < row["noise_samples"] <= 0.4
 
 
+def test_client_table_tells_omissions_from_commissions():
+    dataset = tiny(3000, 5)
+    keywords = {"missing": 2, "noise_clients": "linear", "noise_low": 0.1, "noise": 0.7}
+    omitted = client_table(build(dataset, noise_type="omission", **keywords), dataset)
+    assert omitted["omission"].to_numpy() == pytest.approx([0.1, 0.3, 0.5, 0.7], abs=0.12)
+    assert (omitted["commission"] == 0).all()
+    added = client_table(build(dataset, noise_type="commission", **keywords), dataset)
+    assert added["commission"].is_monotonic_increasing
+    assert (added["omission"] == 0).all()
+
+
+def test_instance_noise_reads_the_pixels_unless_it_is_a_dry_run():
+    dataset, rng = tiny(400, 5), np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (400, 8, 8, 3)).astype(np.uint8)
+    one, other = (
+        build(dataclasses.replace(dataset, images=images), noise_type="instance")
+        for images in (pixels, pixels[::-1])
+    )
+    assert not np.array_equal(one.noisy, other.noisy)
+    one, other = (
+        build(dataclasses.replace(dataset, images=images, image_key=""), noise_type="instance")
+        for images in (pixels, np.broadcast_to(np.uint8(0), pixels.shape))
+    )
+    assert np.array_equal(one.noisy, other.noisy)
+    assert (one.noisy != dataset.labels).any()
+
+
 def test_client_table_without_flaws_or_labels():
     dataset = tiny()
     table = client_table(build(dataset, noise=0.0, missing=0), dataset)
     assert (table[["noise_samples", "noise_cells", "missing_cells"]] == 0).all(axis=None)
     dataset.labels[:] = np.nan
     blank = client_table(build(dataset, missing=0), dataset)
-    assert blank["noise_cells"].isna().all()
+    assert blank[["noise_cells", "omission", "commission"]].isna().all(axis=None)
     assert (blank["annotated"] == "").all()
     assert (blank["missing_cells"] == 1).all()
 
@@ -350,7 +392,7 @@ def test_assignment_table_as_csv():
 # --- size and real files
 
 
-@pytest.mark.parametrize("split", ["iid", "dirichlet"])
+@pytest.mark.parametrize("split", sorted(set(SPLITS) - {"site"}))
 def test_large_sets_take_seconds(split):
     labels = np.random.default_rng(0).random((100_000, 20)) < 0.1
     dataset = from_labels(labels, groups=np.arange(100_000) // 2)

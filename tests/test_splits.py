@@ -14,6 +14,7 @@ from utils_.errors import UserError
 from utils_.rng import derive
 from utils_.splits import MIN_IMAGES, SPLITS, TrainingGroups, assign_clients, cut_parts
 from utils_.splits.base import dirichlet_shares, primary_class
+from utils_.splits.skewed import _which_classes
 
 
 def random_labels(images: int, classes: int, *, seed: int = 0, rate: float = 0.2) -> np.ndarray:
@@ -67,9 +68,11 @@ part_mixtures = st.sampled_from([(0, 0, 0, 1), (0.8, 0, 0.2, 0), (0.3, 0.2, 0.2,
     val_share=st.sampled_from([0, 0.1, 0.5, 0.99]),
     test_share=st.sampled_from([0, 0.2, 0.99]),
     seed=st.integers(0, 99),
+    shards=st.integers(1, 5),
+    phi=st.sampled_from([0, 0.01, 0.5, 1]),
 )
 def test_any_split_is_a_partition_with_whole_groups_or_a_user_error(
-    table, split, clients, alpha, val_share, test_share, seed
+    table, split, clients, alpha, val_share, test_share, seed, shards, phi
 ):
     part, groups = table["part"], table["groups"]
     try:
@@ -84,6 +87,8 @@ def test_any_split_is_a_partition_with_whole_groups_or_a_user_error(
             split=split,
             clients=clients,
             alpha=alpha,
+            shards=shards,
+            phi=phi,
             data_seed=seed,
         )
     except UserError as error:
@@ -135,13 +140,13 @@ def test_iid_gives_every_image_the_same_chance_at_every_client():
     assert np.abs(counts / 2000 - 0.25).max() < 0.05  # five standard errors
 
 
-def test_parts_iid_and_site_do_not_read_labels():
+def test_parts_iid_quantity_and_site_do_not_read_labels():
     rng = np.random.default_rng(5)
     labels, groups = random_labels(300, 6), rng.integers(0, 120, 300)
     sites = np.array(["x", "y", "z"])[groups % 3]
     part = cut(unassigned(300), groups)
     others = [rng.permutation(labels), 1 - labels, np.full_like(labels, np.nan)]
-    for split, clients in (("iid", 5), ("site", 3)):
+    for split, clients in (("iid", 5), ("quantity", 5), ("site", 3)):
         keywords = {"split": split, "clients": clients, "alpha": 0.5, "data_seed": 1}
         first = assign_clients(part, groups, labels, sites, **keywords)
         for other in others:
@@ -150,7 +155,7 @@ def test_parts_iid_and_site_do_not_read_labels():
 
 def test_seeds_and_nothing_else_change_the_draw():
     labels = random_labels(200, 5)
-    for split in ("iid", "dirichlet"):
+    for split in sorted(set(SPLITS) - {"site"}):
         assert (deal(labels, split=split) == deal(labels, split=split)).all()
         assert (deal(labels, split=split) != deal(labels, split=split, data_seed=2)).any()
     assert (cut(unassigned(200)) != cut(unassigned(200), data_seed=2)).any()
@@ -222,6 +227,12 @@ def test_shares_that_cannot_be_are_named(changes, images, message):
         ({"split": "dirichlet", "alpha": 0}, "--alpha 0"),
         ({"split": "dirichlet", "alpha": float("nan")}, "--alpha nan"),
         ({"split": "dirichlet", "alpha": float("inf")}, "--alpha inf"),
+        ({"split": "quantity", "alpha": -1}, "--alpha -1"),
+        ({"split": "phi", "alpha": 0}, "--alpha 0"),
+        ({"split": "phi", "phi": 1.5}, "--phi 1.5"),
+        ({"split": "phi", "phi": float("nan")}, "--phi nan"),
+        ({"split": "shards", "shards": 0}, "--shards 0"),
+        ({"split": "shards", "shards": 11}, "need 44 images or patients, and 40.*--shards 10"),
         ({"split": "site"}, "--split site needs sites"),
         ({"split": "site", "sites": np.array(["a", "b"] * 20)}, r"2 \(a, b\), not 4; use --cl"),
     ],
@@ -330,3 +341,102 @@ def test_dirichlet_takes_labels_without_information(labels):
 def test_dirichlet_with_as_many_clients_as_images_gives_one_each():
     client = deal(random_labels(25, 3), split="dirichlet", alpha=0.01, clients=25)
     assert sorted(client) == list(range(25))
+
+
+# --- quantity, shards, phi
+
+
+def test_quantity_skews_sizes_and_not_classes():
+    labels = random_labels(4000, 3, rate=0.3)
+    spreads, differences = [], []
+    for alpha in (0.1, 1.0, 100.0):
+        sizes, rates = [], []
+        for seed in range(10):
+            client = deal(labels, split="quantity", alpha=alpha, data_seed=seed)
+            sizes.append(np.bincount(client, minlength=4))
+            rates += [labels[client == k].mean(axis=0) for k in range(4) if sizes[-1][k] > 400]
+        spreads.append(np.std(sizes))
+        differences.append(np.abs(np.array(rates) - 0.3).max())
+    assert spreads[0] > spreads[1] > spreads[2]
+    assert spreads[2] < 200 < 1000 < spreads[0]
+    assert max(differences) < 0.12  # five standard errors of 400 images
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("split", ["quantity", "phi"])
+@pytest.mark.parametrize("clients", [1, 4, 50])
+def test_skewed_splits_leave_no_client_nearly_empty(clients, split, grouped):
+    labels = random_labels(1764, 20, rate=0.06)
+    groups = np.arange(1764) // 2 if grouped else None
+    client = deal(labels, split=split, alpha=0.01, clients=clients, groups=groups, phi=0.1)
+    enough = min(MIN_IMAGES, max(2, 1764 // clients // 10))
+    assert np.bincount(client, minlength=clients).min() >= enough
+
+
+@pytest.mark.parametrize("split", sorted(set(SPLITS) - {"site"}))
+def test_hard_cases_end_in_a_valid_split(split):
+    """One client; as many clients as images; more clients than positives; no positive at all."""
+    few = np.zeros((25, 3))
+    few[:2, 0] = 1
+    for labels in (few, np.zeros((25, 3)), np.ones((25, 3)), np.full((25, 3), np.nan)):
+        for clients in (1, 12, 25):
+            keywords = {"alpha": 0.01, "phi": 0.0, "shards": 1}
+            client = deal(labels, split=split, clients=clients, **keywords)
+            assert set(client) == set(range(clients))
+
+
+def test_shards_have_equal_size_and_few_classes():
+    labels = np.eye(10)[np.random.default_rng(0).permutation(np.arange(2000) % 10)]
+    client = deal(labels, split="shards", clients=20, shards=2)
+    assert (np.bincount(client) == 100).all()
+    held = np.array([labels[client == k].any(axis=0).sum() for k in range(20)])
+    assert held.max() <= 2  # 40 shards of 50, 4 of each class of 200
+    more = deal(labels, split="shards", clients=20, shards=5)
+    assert np.mean([labels[more == k].any(axis=0).sum() for k in range(20)]) > held.mean() + 1
+
+
+def test_shards_shuffle_within_a_class():
+    client = deal(np.ones((1000, 1)), split="shards", clients=4, shards=1)
+    assert 0.6 < (client[1:] != client[:-1]).mean() < 0.9
+
+
+def test_phi_is_the_share_of_classes_that_a_client_has():
+    labels = np.eye(10)[np.arange(20000) % 10]
+    for phi in (0.3, 0.7, 1.0):
+        shares = []
+        for seed in range(10):
+            client = deal(labels, split="phi", clients=10, phi=phi, alpha=100.0, data_seed=seed)
+            shares += [labels[client == k].any(axis=0).mean() for k in range(10)]
+        assert abs(np.mean(shares) - phi) < 5 * np.sqrt(phi * (1 - phi) / 1000) + 0.01
+
+
+def test_phi_shares_follow_alpha():
+    """At large alpha the clients that have a class share it evenly, at small alpha one takes it."""
+    labels = np.eye(4)[np.arange(4000) % 4]
+    even = deal(labels, split="phi", phi=1.0, alpha=1e4)
+    counts = np.array([labels[even == k].sum(axis=0) for k in range(4)])
+    assert np.abs(counts - 250).max() < 5 * np.sqrt(250)
+    skewed = [
+        class_skew(labels, deal(labels, split="phi", phi=1.0, alpha=0.05, data_seed=s))
+        for s in range(10)
+    ]
+    assert np.mean(skewed) > 0.8
+
+
+def test_which_classes_leaves_no_client_and_no_class_out():
+    for chance in (0.0, 0.01, 0.5):
+        for seed in range(50):
+            has = _which_classes(7, 5, chance=chance, rng=derive(seed, "test"))
+            assert has.any(axis=0).all()
+            assert has.any(axis=1).all()
+    assert _which_classes(7, 5, chance=1.0, rng=derive(0, "test")).all()
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("quantity", "111001100022"), ("shards", "110202120102"), ("phi", "211121211100")],
+)
+def test_golden_values_of_skewed_splits(split, expected):
+    """The saved splits of users depend on them: raise scenario.FORMAT when this changes."""
+    labels = np.eye(2)[np.arange(12) % 2]
+    assert "".join(map(str, deal(labels, split=split, clients=3))) == expected
