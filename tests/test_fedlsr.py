@@ -35,7 +35,7 @@ def reference(method: Any, batch: Any, model: TwoLayers, *, round: int, share: f
         if batch.weight[b, c] > 0:
             y = float(batch.target[b, c])
             supervised.append(-y * math.log(mixture) - (1 - y) * math.log(1 - mixture))
-        p, q = (sharpened(value, 1 / params.temperature) for value in (p, q))
+        p, q = (sharpened(value, params.view_sharpening) for value in (p, q))
         each = (binary_entropy(p) + binary_entropy(q)) / 2
         apart.append(binary_entropy((p + q) / 2) - each)
         doubt.append(each)
@@ -43,7 +43,7 @@ def reference(method: Any, batch: Any, model: TwoLayers, *, round: int, share: f
     return mean(supervised) + gamma * mean(apart) + params.entropy * mean(doubt)
 
 
-@pytest.mark.parametrize("param", [{}, {"entropy": 0.3, "sharpening": 1.5, "temperature": 0.5}])
+@pytest.mark.parametrize("param", [{}, {"entropy": 0.3, "sharpening": 1.5, "view_sharpening": 2}])
 @pytest.mark.parametrize("round", [0, 7, 20, 99])
 def test_the_objective_against_the_reference(round: int, param: dict) -> None:
     method, client, model = make_method("fedlsr", **param), make_client(index=2), TwoLayers()

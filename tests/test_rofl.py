@@ -264,6 +264,8 @@ def test_weights_that_vanish_or_are_negative_do_no_harm() -> None:
     assert pool([0, 1], [0, 3]) == [0, 2]
     assert pool([0, 0], [0, 0]) == [0, 0]
     assert pool([2, 0], [0, 5], [-7, 0]) == [2, 0]
+    assert pool([np.nan, 0], [3, 0]) == [3, 0]
+    assert pool([np.inf, 0]) == [1, 0]
 
 
 def test_an_absent_class_takes_no_part() -> None:

@@ -66,7 +66,8 @@ def pooled(
     """Mean of the sites' centroids, weighted by their cosine to the last pooled one.
 
     A negative cosine counts as 0. Where nothing is left, or there is no last one, all sites that
-    found the class count alike; where none did, the last one stays.
+    found the class count alike; where none did, the last one stays. Vectors that are not finite
+    count as not found.
 
     Args:
         last: (2, C, D) or None.
@@ -74,6 +75,8 @@ def pooled(
         found: of each site, (2, C) bool, where it has seen such cells.
     """
     own, seen = np.stack(sites).astype(np.float64), np.stack(found) > 0
+    seen &= np.isfinite(own).all(axis=-1)
+    own = np.where(seen[..., None], own, 0)
     last = np.zeros(own.shape[1:]) if last is None else last.astype(np.float64)
     norms = np.linalg.norm(own, axis=-1) * np.linalg.norm(last, axis=-1)
     cosine = (own * last).sum(axis=-1) / np.maximum(norms, 1e-12)

@@ -34,7 +34,7 @@ class FedLSR(Method):
         mix: float = param(1.0, "both parameters of the Beta distribution of the mixture", 0.01, 10)
         sharpening: float = param(2.0, "power that sharpens the mixture", 1, 10)
         gamma: float = param(0.4, "weight of the divergence between the sharpened views", 0, 100)
-        temperature: float = param(1 / 3, "temperature that sharpens the views", 0.05)
+        view_sharpening: float = param(3.0, "power that sharpens the views, 1/T", 1, 20)
         ramp_share: float = param(0.2, "share of the rounds over which that weight grows from 0")
         entropy: float = param(0.0, "weight of the sharpened views' entropy", 0, 100)
 
@@ -45,7 +45,7 @@ class FedLSR(Method):
         one, other = model.forward(torch.cat([batch.images, batch.strong])).chunk(2)
         share = float(client.cache["draw"].beta(self.params.mix, self.params.mix))
         mixture = self.params.sharpening * mixed_logits(one, other, share)
-        views = one / self.params.temperature, other / self.params.temperature
+        views = self.params.view_sharpening * one, self.params.view_sharpening * other
         apart = self.gamma(message.round) * divergence(*views).mean()
         doubt = self.params.entropy * (entropy(views[0]) + entropy(views[1])).mean() / 2
         return self.supervised(client, mixture, batch) + apart + doubt
