@@ -53,6 +53,8 @@ def show(settings: dict[str, Any]) -> str:
         "images": f"{len(dataset.files):,}",
         "model parameters": f"{model.parameter_count:,}",
     }
+    if config.noise and config.noise_type == "instance":
+        facts["instance noise"] = "shown with numbers in place of the pixels, which are not read"
     sizes = _estimated_bytes(config, dataset, model)
     facts |= {title: f"{count / 1e6:,.1f} MB" for title, count in sizes.items()}
     lines = [f"{title:<20}{text}" for title, text in facts.items()]

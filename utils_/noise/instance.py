@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 
 from utils_.noise.base import Rate, TrainingLabels
 from utils_.noise.cells import move
 from utils_.rng import derive
-
-logger = logging.getLogger("fednml")
 
 IMAGE_SHARE = 0.8  # of the variance of a score; the rest is the annotator's luck
 RIDGE = 0.1  # of the mean variance, added before whitening
@@ -66,7 +62,6 @@ def _scores(training: TrainingLabels, features: np.ndarray, *, name: str) -> np.
 def _features(training: TrainingLabels) -> np.ndarray:
     """(n, d) whitened features of the training images."""
     if training.pixels is None:
-        logger.info("instance noise: no pixels at hand, random features stand in for them")
         shape = (training.images, COLOUR_GRID**2)
         return training.draw("instance/stand-in", lambda rng: rng.standard_normal(shape))
     features = _standardised(image_features(training.pixels, training.rows))
