@@ -6,9 +6,9 @@ takes the prior of the sites that annotate it; agreement and loss read annotated
 For small models and rare classes: the mixture judges images with a positive label alone, by their
 agreement relative to the class, and may find nothing; annotations it doubts are corrected where
 the prediction is sure and lose weight elsewhere, at every refresh anew; a prediction becomes a
-hard 0 only far below the class prior; pseudo-labels of missing classes count less than
-annotations; the margin shifts the supervised term alone. For speed: the teacher predicts once a
-round on the plain image. ``published`` undoes all but the honesty.
+hard 0 only far below the class prior; pseudo-labels of missing classes follow the latest model and
+count less than annotations; the margin shifts the supervised term alone. For speed: the teacher
+predicts once a round on the plain image. ``published`` undoes all but the honesty and constants.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from utils_ import refinement
 from utils_.pseudo_labels import class_counts, prior, snap
 from utils_.rng import derive_seed
 
+LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
+
 
 class FedNML(Method):
     """Federated learning with noisy and missing labels (methods.md 1)."""
@@ -38,7 +40,7 @@ class FedNML(Method):
 
         refresh_every: int = param(5, "rounds between two label refreshes", 1, 10_000)
         confident: float = param(0.9, "a prediction above it becomes 1, far below it 0", 0.5)
-        inertia: float = param(0.8, "share of the old label kept on missing classes")
+        inertia: float = param(0.0, "share of the old label kept on missing classes")
         pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
         trust: float = param(0.9, "weight that an annotation surely noisy loses")
         kd_weight: float = param(0.2, "largest weight of the distillation term")
@@ -75,8 +77,8 @@ class FedNML(Method):
             snapped = snap(predicted, params.confident, self._prior(client, message))
             noise = refinement.doubt_positives(labels, memory, predicted, **mixture)
             refinement.correct_confident(labels, snapped, noise=noise, trust=params.trust)
-        keep, start = params.inertia, client.hidden
-        refinement.fill_missing(labels, snapped, keep=keep, weight=weight, start=start)
+        keep = max(params.inertia, LEAK_FADES if self.hidden_labels else 0)
+        refinement.fill_missing(labels, snapped, keep=keep, weight=weight, start=client.hidden)
 
     def _prior(self, client, message) -> np.ndarray:
         """(C,) share of positives: own annotated cells, else the other sites'."""
