@@ -1,6 +1,7 @@
 """Print a table of results: python scripts/table.py [RUN_DIR ...] [--selection RULE] [--csv FILE]
 
-RUN_DIR is a run's folder or one that holds several (default: save/runs). The table is Markdown.
+RUN_DIR is a run's folder, one that holds several (default: save/runs), or a CSV file that --csv has
+written. The table is Markdown.
 """
 
 from __future__ import annotations
@@ -9,17 +10,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils_.errors import UserError
-from utils_.files import atomic_path
-from utils_.report import SELECTIONS, collect, results_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from utils_.report import SELECTIONS, results_table
+from utils_.result_rows import read_rows, write_rows
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +44,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="RUN_DIR",
         default=[ROOT / "save" / "runs"],
-        help="a run's folder, or one that holds several (default: save/runs)",
+        help="a run's folder, one that holds several (default: save/runs), or a file of --csv",
     )
     parser.add_argument(
         "--selection",
@@ -60,7 +58,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    frame = collect(options.runs)
+    frame = read_rows(options.runs)
     skipped = frame.attrs["skipped"]
     if frame.empty:
         places = ", ".join(map(str, options.runs))
@@ -68,18 +66,10 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"{places}: no finished run{reason}; train one with src/main_fednml.py")
     table = results_table(frame, selection=options.selection)
     if options.csv:
-        _write_csv(frame, options.csv)
+        write_rows(frame, options.csv)
     for run in skipped:
         print(f"left out {run}", file=sys.stderr)
     print(table)
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            frame.to_csv(temporary, index=False)
-    except OSError as error:
-        raise UserError(f"--csv {path}: {error.strerror or error}; choose another file") from error
 
 
 if __name__ == "__main__":

@@ -258,3 +258,17 @@ def test_every_selection_has_a_caption(tmp_path):
     frame = collect(tmp_path)
     for selection, meaning in SELECTIONS.items():
         assert meaning in results_table(frame, selection=selection)
+
+
+def test_the_rows_of_a_table_give_the_same_table(three_seeds, tmp_path):
+    """What is committed is enough, and says nothing of the machine."""
+    rows = tmp_path / "rows.csv"
+    shown = run_script(three_seeds, "--csv", rows, cwd=tmp_path)
+    again = run_script(rows, cwd=tmp_path)
+    assert shown.returncode == again.returncode == 0, again.stderr
+    assert again.stdout == shown.stdout
+    assert str(tmp_path.parent) not in rows.read_text()
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    bad = run_script(tmp_path / "bad.csv", cwd=tmp_path)
+    assert bad.returncode == 2
+    assert "lacks method" in bad.stderr

@@ -1,0 +1,75 @@
+"""The rows behind a table as a small CSV file that can be committed, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils_.errors import UserError
+from utils_.files import atomic_path
+from utils_.report import REQUIRED, collect
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Where something lay on one machine belongs into no table.
+PLACES = ("data_dir", "cache_dir", "save_dir", "name", "split_file")
+DIGITS = 6
+
+
+def read_rows(places: Sequence[Path]) -> pd.DataFrame:
+    """One line a run, as :func:`utils_.report.collect`, from run folders and CSV files.
+
+    Raises:
+        UserError: a place does not exist, or a file is none that :func:`write_rows` has written.
+    """
+    import pandas as pd
+
+    files = [place for place in places if place.suffix == ".csv" and place.is_file()]
+    folders = [place for place in places if place not in files]
+    frames = [_read_file(path) for path in files]
+    skipped = []
+    if folders:
+        collected = collect(folders)
+        skipped = collected.attrs.pop("skipped")
+        frames.append(collected)
+    frame = pd.concat([f for f in frames if not f.empty] or frames, ignore_index=True)
+    frame.attrs["skipped"] = skipped
+    return frame
+
+
+def write_rows(frame: pd.DataFrame, path: Path) -> None:
+    """Write the lines, without the places of one machine; dictionaries become JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    kept = frame.drop(columns=[f"config.{name}" for name in PLACES], errors="ignore")
+    kept = kept.assign(run=[Path(run).name for run in frame["run"]]).round(DIGITS)
+    for name in kept:
+        kept[name] = [json.dumps(v) if isinstance(v, dict | list) else v for v in kept[name]]
+    try:
+        with atomic_path(path) as temporary:
+            kept.to_csv(temporary, index=False)
+    except OSError as error:
+        raise UserError(f"--csv {path}: {error.strerror or error}; choose another file") from error
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path)
+        absent = [name for name in (*REQUIRED, "run", "last.mAP") if name not in frame]
+        if not absent and "config.param" in frame:
+            frame["config.param"] = [json.loads(text) for text in frame["config.param"]]
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: cannot be read ({reason}); give what --csv has written"
+        ) from error
+    if absent:
+        raise UserError(f"{path}: lacks {', '.join(absent)}; give a file of --csv")
+    return frame
