@@ -262,8 +262,8 @@ def test_every_selection_has_a_caption(tmp_path):
 
 def test_the_rows_of_a_table_give_the_same_table(three_seeds, tmp_path):
     """What is committed is enough, and says nothing of the machine."""
-    rows = tmp_path / "rows.csv"
-    shown = run_script(three_seeds, "--csv", rows, cwd=tmp_path)
+    (folder, _), rows = three_seeds, tmp_path / "rows.csv"
+    shown = run_script(folder, "--csv", rows, cwd=tmp_path)
     again = run_script(rows, cwd=tmp_path)
     assert shown.returncode == again.returncode == 0, again.stderr
     assert again.stdout == shown.stdout
