@@ -21,7 +21,7 @@ from src.models import MODELS
 from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
 from utils_.class_weights import CLASS_WEIGHTS
-from utils_.datasets import DATASETS
+from utils_.datasets import CLASS_ORDERS, DATASETS
 from utils_.errors import UserError, nearest
 from utils_.missing import MISSING_TYPES, UP_TO_ALL
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
@@ -110,6 +110,10 @@ class Config:
     image_size: int = option(64, "side of the square images in pixels", low=16, high=1024)
     fit: str = option("crop", "how an image becomes square", choices=_names("crop", "pad"))
     skip_bad_images: bool = option(False, "leave out images that cannot be read")
+    min_positives: int = option(
+        0, "leave out classes with fewer positive training images", low=0, high=1_000_000_000
+    )
+    class_order: str = option("official", "order of the classes", choices=_names(*CLASS_ORDERS))
     rounds: int = option(100, "rounds", low=1, high=1_000_000)
     warmup_rounds: int = option(10, "rounds of FedNML's first phase", low=0, high=1_000_000)
     local_epochs: int = option(3, "epochs at a site in a round", low=1, high=1000)

@@ -40,4 +40,4 @@ def _datasets() -> str:
     def first_line(loader: object) -> str:
         return (inspect.getdoc(loader) or "").partition("\n")[0]
 
-    return "\n".join(f"{name:<10} {first_line(loader)}" for name, loader in DATASETS.items())
+    return "\n".join(f"{name:<14} {first_line(loader)}" for name, loader in DATASETS.items())

@@ -6,10 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils_.datasets.base import ImageDataset
-from utils_.datasets.csv_layout import load_csv, load_mured, load_odir
+from utils_.datasets.brset import load_brset, read_brset
+from utils_.datasets.chestxray14 import load_chestxray14, read_chestxray14
+from utils_.datasets.columns import CLASS_ORDERS, choose_columns
+from utils_.datasets.csv_layout import (
+    load_csv,
+    load_mured,
+    load_odir,
+    read_csv_layout,
+    read_mured,
+    read_odir,
+)
 from utils_.datasets.decode import FITS
-from utils_.datasets.isic import load_isic
-from utils_.datasets.listing import Options
+from utils_.datasets.ham10000 import load_ham10000, read_ham10000
+from utils_.datasets.ich import load_ich, read_ich
+from utils_.datasets.isic import load_isic, read_isic
+from utils_.datasets.listing import Listing, Options, report_empty_classes
+from utils_.datasets.medmnist import SETS, loader_of
+from utils_.datasets.rfmid import load_rfmid, read_rfmid
 from utils_.errors import UserError, nearest
 
 Loader = Callable[[Options], ImageDataset]
@@ -38,7 +52,31 @@ DATASETS: dict[str, Loader] = {
     "mured": load_mured,
     "odir": load_odir,
     "isic": load_isic,
+    "ham10000": load_ham10000,
+    "rfmid": load_rfmid,
+    "brset": load_brset,
+    "ich": load_ich,
+    "chestxray14": load_chestxray14,
+    **{name: loader_of(name) for name in SETS},
 }
+
+READERS: dict[str, Callable[[Path], Listing]] = {
+    "csv": read_csv_layout,
+    "mured": read_mured,
+    "odir": read_odir,
+    "isic": read_isic,
+    "ham10000": read_ham10000,
+    "rfmid": read_rfmid,
+    "brset": read_brset,
+    "ich": read_ich,
+    "chestxray14": read_chestxray14,
+}
+"""What the label files of a data set of single images say, before an image is opened."""
+
+
+def default_folder(name: str) -> Path:
+    """Return where a data set is looked for; the sets of MedMNIST share one folder."""
+    return DATA / ("medmnist" if name in SETS else name)
 
 
 def load(
@@ -55,12 +93,14 @@ def load(
     workers: int = 1,
     quiet: bool = False,
     labels_only: bool = False,
+    min_positives: int = 0,
+    class_order: str = "official",
 ) -> ImageDataset:
     """Load a dataset. Rows are in the order of its label files: train, val, test.
 
     Args:
         name: a key of DATASETS.
-        data_dir: its folder; None = ``data/<name>`` (``csv`` has no default).
+        data_dir: its folder; None = default_folder (``csv`` has no default).
         image_size: edge of the square images in pixels, 8 to 4096.
         cache_dir: where decoded images are kept; None = ``.cache`` in the dataset's folder.
         fit: ``crop`` (centre) or ``pad`` (black); the aspect ratio is kept in both.
@@ -72,19 +112,15 @@ def load(
         quiet: no progress bar.
         labels_only: open no image and write nothing, for a dry run; images are then all 0 and
             ``image_key`` is empty.
+        min_positives, class_order: which classes are used; see columns.choose_columns.
 
     Raises:
         UserError: unknown name, value out of range, absent or wrong files, images that cannot be
             read, a cache that cannot be written.
     """
-    if name not in DATASETS:
-        raise UserError(f"--dataset: unknown dataset '{name}'; {nearest(name, DATASETS)}")
-    if fit not in FITS:
-        raise UserError(f"--fit: unknown value '{fit}'; {nearest(fit, FITS)}")
-    if not 8 <= image_size <= MAX_IMAGE_SIZE:
-        raise UserError(f"--image-size: {image_size} is outside 8 to {MAX_IMAGE_SIZE}")
+    _check_settings(name, fit=fit, class_order=class_order, image_size=image_size)
     if data_dir is None and name != "csv":
-        data_dir = DATA / name
+        data_dir = default_folder(name)
     options = Options(
         data_dir=None if data_dir is None else Path(data_dir),
         image_size=image_size,
@@ -98,4 +134,20 @@ def load(
         quiet=quiet,
         labels_only=labels_only,
     )
-    return DATASETS[name](options)
+    dataset = choose_columns(
+        DATASETS[name](options), min_positives=min_positives, class_order=class_order
+    )
+    report_empty_classes(name, dataset.classes, dataset.labels)
+    return dataset
+
+
+def _check_settings(name: str, *, fit: str, class_order: str, image_size: int) -> None:
+    if name not in DATASETS:
+        raise UserError(f"--dataset: unknown dataset '{name}'; {nearest(name, DATASETS)}")
+    if fit not in FITS:
+        raise UserError(f"--fit: unknown value '{fit}'; {nearest(fit, FITS)}")
+    if class_order not in CLASS_ORDERS:
+        hint = nearest(class_order, CLASS_ORDERS)
+        raise UserError(f"--class-order: unknown value '{class_order}'; {hint}")
+    if not 8 <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(f"--image-size: {image_size} is outside 8 to {MAX_IMAGE_SIZE}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,18 +9,16 @@ import numpy as np
 
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, ImageDataset
 from utils_.datasets.folder import ImageFolder, refuse_repeats
+from utils_.datasets.groups import read_groups, report_straddling
 from utils_.datasets.listing import (
     Listing,
     Options,
     absent,
-    name_sites,
-    number_groups,
     open_listing,
 )
 from utils_.datasets.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.errors import UserError, nearest
 
-LOGGER = logging.getLogger("fednml")
 EXPECTED = "images/, train_data.csv and test_data.csv"
 MURED_CLASSES = (
     *("DR", "NORMAL", "MH", "ODC", "TSLN", "ARMD", "DN", "MYA", "BRVO", "ODP"),
@@ -56,16 +53,27 @@ def load_mured(options: Options) -> ImageDataset:
     The official archive calls its 444 test images ``val_data.csv``; they are the test set here,
     unless there is a ``test_data.csv`` besides.
     """
-    listing = read_layout("mured", options.data_dir)
-    _check_classes("mured", listing, MURED_CLASSES)
-    return open_listing("mured", listing, options)
+    return open_listing("mured", read_mured(options.data_dir), options)
 
 
 def load_odir(options: Options) -> ImageDataset:
     """Load ODIR-5K, labelled by eye, in the MuReD layout: 8 classes."""
-    listing = read_layout("odir", options.data_dir)
-    _check_classes("odir", listing, ODIR_CLASSES)
-    return open_listing("odir", listing, options)
+    return open_listing("odir", read_odir(options.data_dir), options)
+
+
+def read_csv_layout(data_dir: Path) -> Listing:
+    """Read the files of any data set in this layout; see read_layout."""
+    return read_layout("csv", data_dir)
+
+
+def read_mured(data_dir: Path) -> Listing:
+    """Read the files of MuReD and check its classes; see read_layout."""
+    return _with_classes("mured", read_layout("mured", data_dir), MURED_CLASSES)
+
+
+def read_odir(data_dir: Path) -> Listing:
+    """Read the files of ODIR-5K and check its classes; see read_layout."""
+    return _with_classes("odir", read_layout("odir", data_dir), ODIR_CLASSES)
 
 
 def read_layout(name: str, data_dir: Path) -> Listing:
@@ -94,9 +102,9 @@ def read_layout(name: str, data_dir: Path) -> Listing:
         else {UNASSIGNED if p == TRAIN else p: t for p, t in tables.items()}
     )
     part = np.repeat(np.array(list(parts), np.uint8), [len(t.rows) for t in parts.values()])
-    groups, sites = _read_groups(data_dir / "groups.csv", folder, files)
+    groups, sites = read_groups(data_dir / "groups.csv", folder, files)
     if groups is not None:
-        _report_straddling(data_dir, groups, part)
+        report_straddling(data_dir, groups, part)
     return Listing(data_dir, folder.path, names, files, labels, classes, part, groups, sites)
 
 
@@ -130,7 +138,7 @@ def _check_header(table: CsvTable, first: CsvTable) -> None:
     )
 
 
-def _check_classes(name: str, listing: Listing, known: Sequence[str]) -> None:
+def _with_classes(name: str, listing: Listing, known: Sequence[str]) -> Listing:
     """Refuse columns that the dataset does not have, or lacks; their order is free."""
     other = [cls for cls in listing.classes if cls not in known]
     lacking = [cls for cls in known if cls not in listing.classes]
@@ -141,37 +149,4 @@ def _check_classes(name: str, listing: Listing, known: Sequence[str]) -> None:
         raise UserError(f"{path}: {shown(other[0])} is no class of {name}, {hint}; {advice}")
     if lacking:
         raise UserError(f"{path}: the classes {', '.join(lacking)} of {name} are absent; {advice}")
-
-
-def _read_groups(
-    path: Path, folder: ImageFolder, files: Sequence[str]
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return the patient number and the site of each file; None without the file or column."""
-    if not path.exists():
-        return None, None
-    table = read_csv(path)
-    patients = table.column("patient_id")
-    listed = folder.place(table.names)
-    refuse_repeats([table], listed)
-    row_of = {file: row for row, file in enumerate(listed)}
-    if not any(file in row_of for file in files):
-        raise UserError(f"{path}: names none of the images of the label files; use the same names")
-
-    def pick(cells: Sequence[str]) -> list[str]:
-        return [cells[row_of[file]] if file in row_of else "" for file in files]
-
-    groups = number_groups(pick(patients), what="patient_id")
-    sites = name_sites(pick(table.column("site"))) if "site" in table.header else None
-    return groups, sites
-
-
-def _report_straddling(data_dir: Path, groups: np.ndarray, part: np.ndarray) -> None:
-    """Log patients with images in several parts; the parts stay as the files fix them."""
-    pairs = np.unique(np.stack([groups, part.astype(np.int64)]), axis=1)
-    patients = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
-    if patients:
-        LOGGER.warning(
-            "%s: %d patients have images in more than one of the train, val and test files",
-            data_dir,
-            patients,
-        )
+    return listing

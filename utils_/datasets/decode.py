@@ -53,6 +53,15 @@ def decode(data: bytes, *, image_size: int, fit: str) -> np.ndarray:
     return np.asarray(_square(_rgb(_upright(image)), image_size, fit))
 
 
+def square_array(pixels: np.ndarray, image_size: int) -> np.ndarray:
+    """Turn (side, side) or (side, side, 3) uint8 into (image_size, image_size, 3), as decode."""
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    if len(pixels) == image_size:
+        return pixels
+    return np.asarray(_square(Image.fromarray(pixels), image_size, "crop"))
+
+
 def content_digest(data: bytes) -> str:
     """Return 32 hex digits that stand for the content of a file."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -62,6 +62,39 @@ class ImageFolder:
         return self._listed[parent]
 
 
+class ImageFolders:
+    """Several folders of images below one, searched in turn: archives come in parts.
+
+    Args:
+        path: the folder above.
+        patterns: glob patterns of the folders, e.g. ``images_*/images``; the order counts.
+    """
+
+    def __init__(self, path: Path, patterns: Sequence[str]) -> None:
+        self._parents = list(
+            dict.fromkeys(
+                found.relative_to(path).as_posix() + "/"
+                for pattern in patterns
+                for found in sorted(path.glob(pattern))
+                if found.is_dir()
+            )
+        )
+        self.folder = ImageFolder(path)
+
+    def __bool__(self) -> bool:
+        return bool(self._parents)
+
+    def find(self, name: str) -> str | None:
+        """Return the first file that ``name`` means, relative to ``path``; see ImageFolder."""
+        found = (self.folder.find(parent + name) for parent in self._parents)
+        return next((file for file in found if file), None)
+
+    def place(self, names: Sequence[str]) -> list[str]:
+        """Return the file of every name; a missing one is placed in the first folder."""
+        first = self._parents[0] if self._parents else ""
+        return [self.find(name) or first + name for name in names]
+
+
 def refuse_repeats(tables: Sequence[CsvTable], files: Sequence[str]) -> None:
     """Check that no image is listed twice, within one file or across several.
 

@@ -82,7 +82,6 @@ def open_listing(name: str, listing: Listing, options: Options) -> ImageDataset:
         cached = load_images(request)
         images, rows, key = cached.images, cached.rows, cached.key
     labels = listing.labels[rows]
-    report_empty_classes(name, listing.classes, labels)
     return ImageDataset(
         name=name,
         images=images,
@@ -134,10 +133,16 @@ def name_sites(ids: Sequence[str]) -> np.ndarray:
     return sites
 
 
-def absent(name: str, problem: str, *, expected: str, source: str) -> UserError:
+class AbsentData(UserError):
+    """The files of a dataset are not there."""
+
+
+def absent(
+    name: str, problem: str, *, expected: str, source: str, section: str | None = None
+) -> AbsentData:
     """Return the error for absent data: what is expected, where to get it, what else to do."""
-    return UserError(
+    return AbsentData(
         f"--dataset {name}: {problem}; expected {expected}; {source} (steps: data/README.md, "
-        f"section {name}) or name their folder with --data-dir; to try the program without them: "
-        "python src/main_fednml.py"
+        f"section {section or name}) or name their folder with --data-dir; to try the program "
+        "without them: python src/main_fednml.py"
     )

@@ -59,6 +59,7 @@ def read_csv(path: Path) -> CsvTable:
     records = _records(path, _text(path))
     if not records:
         raise UserError(f"{path}: the file is empty; expected a header and a row per image")
+    records = _without_empty_end(records)
     header = _header(path, records[0][1])
     if len(records) == 1:
         raise UserError(f"{path}: only a header and no row; expected a row per image")
@@ -136,6 +137,14 @@ def _records(path: Path, text: str) -> list[tuple[int, list[str]]]:
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
     return records
+
+
+def _without_empty_end(records: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Drop a last column without name or any cell: a comma that ends every line."""
+    width = len(records[0][1])
+    if width < 2 or any(len(row) != width or row[-1] for _, row in records):
+        return records
+    return [(line, row[:-1]) for line, row in records]
 
 
 def _header(path: Path, header: list[str]) -> tuple[str, ...]:
