@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from utils_.augment import Augmenter
@@ -50,16 +51,32 @@ class Evaluator:
         return len(self._rows[part]) > 0
 
     def predict(self, vector: Tensor, part: int) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities and true labels of the part's images, both (n, C)."""
+        """Probabilities and true labels of the part's images, both (n, C).
+
+        Of several vectors, (K, P), one after the other: both (K n, C).
+        """
         rows = self._rows[part]
+        found = [self._predict_one(one, rows) for one in torch.atleast_2d(vector)]
+        truth = self._oracle.true(rows)
+        return np.concatenate(found), np.tile(truth, (len(found), 1))
+
+    def _predict_one(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:
         self._model.load(vector)
-        probability = self._model.predict(self._images, rows, augmenter=self._augmenter)
-        return probability, self._oracle.true(rows)
+        return self._model.predict(self._images, rows, augmenter=self._augmenter)
 
     def score(self, vector: Tensor, part: int) -> Metrics:
-        """Metrics of one vector; annotated and missing classes also apart."""
+        """Metrics of one vector, or the mean over the sites' own, (K, P).
+
+        Annotated and missing classes also apart; those of a site's own vector are its own.
+        """
+        if vector.ndim == 1:
+            return self._score_one(vector, part, self.annotated)
+        sites = zip(vector, self.annotated, strict=True)
+        return mean_metrics([self._score_one(own, part, row[None]) for own, row in sites])
+
+    def _score_one(self, vector: Tensor, part: int, annotated: np.ndarray) -> Metrics:
         metrics = multilabel_metrics(*self.predict(vector, part))
-        apart = annotated_missing_means(metrics.per_class["ap"], self.annotated)
+        apart = annotated_missing_means(metrics.per_class["ap"], annotated)
         return Metrics({**metrics.overall, **apart}, metrics.per_class)
 
     def label_diagnostics(
@@ -94,3 +111,15 @@ class Evaluator:
             noise_score=score,
             flagged=None if score is None else score > 0.5,
         )
+
+
+def mean_metrics(scores: Sequence[Metrics]) -> Metrics:
+    """The mean of each figure over the scores that have it."""
+    names = dict.fromkeys(name for score in scores for name in score.overall)
+    overall = {
+        name: float(np.mean([score.overall[name] for score in scores if name in score.overall]))
+        for name in names
+    }
+    columns = scores[0].per_class
+    per_class = {name: np.mean([s.per_class[name] for s in scores], axis=0) for name in columns}
+    return Metrics(overall, per_class)

@@ -27,9 +27,9 @@ def is_due(round: int, config: Config) -> bool:
 def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
     """Score the final and the selected model and collect everything of ``result.json``."""
     config, history = simulation.config, simulation.history
-    final = simulation.evaluator.score(simulation.server.model, TEST)
+    final = simulation.evaluator.score(simulation.scored, TEST)
     tested = [row for row in history if "test_mAP" in row]
-    probability, truth = simulation.evaluator.predict(simulation.server.model, TEST)
+    probability, truth = simulation.evaluator.predict(simulation.scored, TEST)
     log.pr_curves(probability, truth, classes=simulation.dataset.classes, step=config.rounds - 1)
     return {
         "status": "done",

@@ -44,7 +44,7 @@ class Simulation:
 
     Attributes:
         history: one row of scalars for each finished round.
-        best: (P,) vector of the best validation round so far, by mAP.
+        best: what was scored in the best validation round so far, by mAP; see ``scored``.
     """
 
     def __init__(
@@ -101,6 +101,11 @@ class Simulation:
             runner.close()
         return summarise(self, log)
 
+    @property
+    def scored(self) -> torch.Tensor:
+        """(P,) global model; or (K, P) those of the sites, where a method scores these."""
+        return self.method.evaluated(self.server, self.clients)
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""
         save_checkpoint(
@@ -127,8 +132,8 @@ class Simulation:
             figure = self.evaluator.label_picture(self.clients[selected[0]])
             log.figure(f"labels/client {selected[0]}", figure, step=message.round)
         row |= self._suspects(log, message.round)
-        row["bytes_down"] = float(message_bytes(message) * len(selected))
-        row["bytes_up"] = float(self.server.bytes_up)
+        sent = {"down": message_bytes(message) * len(selected), "up": self.server.bytes_up}
+        row |= {f"bytes_{way}": float(n * self.method.exchange) for way, n in sent.items()}
         row["seconds"] = time.perf_counter() - start
         return row
 
@@ -146,14 +151,14 @@ class Simulation:
         return row
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        row = {}
+        row, scored = {}, self.scored
         if self.evaluator.has(VAL):
-            overall = self.evaluator.score(self.server.model, VAL).overall
+            overall = self.evaluator.score(scored, VAL).overall
             row |= {f"val_{name}": value for name, value in overall.items()}
         if self._is_best(row.get("val_mAP", np.nan)):
-            self.best = self.server.model
+            self.best = scored
         if is_due(round, self.config):
-            overall = self.evaluator.score(self.server.model, TEST).overall
+            overall = self.evaluator.score(scored, TEST).overall
             row |= {f"test_{name}": value for name, value in overall.items()}
         return row
 

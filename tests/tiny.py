@@ -53,6 +53,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "rscfed": {"groups": 4, "ema": 0.8},
     "rofl": {"drop_rounds": 1},
     "fednoro": {"min_cells": 1},
+    "fedelc": {"min_cells": 1},
     "fedcorr": {"neighbours": 3, "confidence": 0.52, "relabel": 1.0, "clean": 0.0}
     | {"preprocessing": 0.34, "finetuning": 0.34},
 }

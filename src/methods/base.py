@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,7 @@ from src.aggregation import AGGREGATORS
 from src.losses import ramp
 from src.supervision import build_loss, two_view_consistency
 from utils_.params import param, parse_params
+from utils_.pseudo_labels import class_counts, prior
 from utils_.rng import derive
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Method:
     summary: ClassVar[str] = "weighted mean of locally trained models"
     views: ClassVar[int] = 1
     true_labels: ClassVar[bool] = False  # a bound: its sites are given true, complete labels
+    exchange: ClassVar[bool] = True  # False in a bound whose sites send and receive nothing
 
     @dataclass(frozen=True)
     class Params:
@@ -151,5 +153,38 @@ class Method:
         """The next global vector. ``reports`` may be read once, one at a time."""
         return AGGREGATORS[self.plan.aggregator](reports, server.frame)
 
+    def evaluated(self, server: Server, clients: Sequence[Client]) -> Tensor:
+        """(P,) vector that is scored; or (K, P), one a site, whose metrics are averaged."""
+        return server.model
+
     def after_round(self, server: Server, reports: list[Report]) -> None:
         """Bookkeeping at the server; the reports' models are gone by now."""
+
+
+class SharedPriors(Method):
+    """FedAvg whose sites share class priors: each tells its counts, the prior of all comes back.
+
+    Counts are of annotated cells alone, as labelled now; a site that does not take part counts
+    with its latest report.
+    """
+
+    def prior(self, client: Client, message: Broadcast) -> np.ndarray:
+        """(C,) share of positives: own annotated cells, else the other sites', NaN if nobody's."""
+        own = prior(**class_counts(client.labels))
+        return np.where(np.isnan(own), message.extras["prior"], own)
+
+    def extras(self, server: Server) -> dict[str, np.ndarray]:
+        unknown = np.full(self.plan.classes, np.nan, np.float32)
+        return {"prior": server.memory.get("prior", unknown)}
+
+    def after_local(
+        self, client: Client, model: FlatModel, message: Broadcast
+    ) -> dict[str, np.ndarray]:
+        return class_counts(client.labels)
+
+    def after_round(self, server: Server, reports: list[Report]) -> None:
+        shape = (2, self.plan.clients, self.plan.classes)
+        counts = server.memory.setdefault("counts", np.zeros(shape, np.float32))
+        for report in reports:
+            counts[:, report.client] = report.extras["positives"], report.extras["annotated"]
+        server.memory["prior"] = prior(*counts.sum(axis=1))
