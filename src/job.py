@@ -21,6 +21,7 @@ from src.command_line import ROOT, read_yaml
 from src.config import Config, resolve, worker_count
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
+from src.methods import method_class
 from src.models import FlatModel
 from src.results import final_table
 from src.simulation import Simulation, build_model
@@ -171,6 +172,8 @@ def _load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> 
         workers=processor_count(),
         quiet=quiet,
         labels_only=labels_only,
+        min_positives=config.min_positives,
+        class_order=config.class_order,
     )
 
 
@@ -229,7 +232,7 @@ def _estimated_bytes(config: Config, dataset: ImageDataset, model: FlatModel) ->
     vector = model.vector.numel() * model.vector.element_size()
     selected = max(1, int(config.fraction * config.clients))
     labels = dataset.labels.size * 9  # target, weight and status of every cell
-    wire = vector * selected * config.rounds
+    wire = vector * selected * config.rounds * method_class(config.method).exchange
     # Two checkpoints stand side by side for a moment, each with two vectors; then the two model
     # files, the split, and about 20 kB of logs a round.
     disk = 2 * (2 * vector + labels) + 2 * vector + labels + config.rounds * 20_000 + 2_000_000
@@ -284,9 +287,10 @@ def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
 
 
 def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> None:
-    for name, vector in (("model", simulation.server.model), ("best", simulation.best)):
+    for name, vector in (("model", simulation.scored), ("best", simulation.best)):
+        one = torch.atleast_2d(vector).mean(dim=0)  # of the sites' own models: their mean
         with atomic_path(folder / f"{name}.safetensors") as path:
-            save_file(simulation.model.unpack(vector), path)
+            save_file(simulation.model.unpack(one), path)
     write_json(folder / "result.json", result)
     write_text(folder / "DONE", "")
 
