@@ -1,14 +1,14 @@
 """FedNML: warm-up, then corrected and pseudo-labels, label-dependent margins, distillation.
 
 Follows methods.md 1.5 and 1.6 with these deviations. Honesty: labels of missing classes start from
-the prediction, never from hidden values; priors count annotated cells alone, and a missing class
-takes the prior of the sites that annotate it; agreement and loss read annotated cells alone.
+the prediction; priors count annotated cells, and a missing class takes that of other sites.
 For small models and rare classes: the mixture judges images with a positive label alone, by their
 agreement relative to the class, and may find nothing; annotations it doubts are corrected where
-the prediction is sure and lose weight elsewhere, at every refresh anew; a prediction becomes a
-hard 0 only far below the class prior; pseudo-labels of missing classes follow the latest model and
-count less than annotations; the margin shifts the supervised term alone. For speed: the teacher
-predicts once a round on the plain image. ``published`` undoes all but the honesty and constants.
+the prediction is sure and lose weight elsewhere, at every refresh anew; pseudo-labels follow the
+latest model, count less than annotations, and are 0 only far below the class prior; no
+distillation by default, which only confirmed what the model believed (``kd_weight`` brings it
+back); the margin shifts the supervised term alone. For speed: the teacher predicts once a round
+on the plain image. ``published`` undoes all but the honesty and the constants.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from src.losses import label_margin, masked_bce, ramp
-from src.methods.base import Method, param
+from src.methods.base import SharedPriors, param
 from utils_ import refinement
-from utils_.pseudo_labels import class_counts, prior, snap
+from utils_.pseudo_labels import snap
 from utils_.rng import derive_seed
 
 LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
 
 
-class FedNML(Method):
+class FedNML(SharedPriors):
     """Federated learning with noisy and missing labels (methods.md 1)."""
 
     paper = "FedNML, 2025"
@@ -43,7 +43,7 @@ class FedNML(Method):
         inertia: float = param(0.0, "share of the old label kept on missing classes")
         pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
         trust: float = param(0.9, "weight that an annotation surely noisy loses")
-        kd_weight: float = param(0.2, "largest weight of the distillation term")
+        kd_weight: float = param(0.0, "largest weight of the distillation term on all cells")
         kappa: float = param(2.0, "steepness of the ramps from the warm-up to the end", 0, 50)
         margin: float = param(1.0, "scale of the label-dependent margin; 0 turns it off", 0, 10)
         min_images: int = param(20, "fewest images the mixture is fitted to", 4, 1_000_000)
@@ -56,13 +56,15 @@ class FedNML(Method):
         return self.params.hidden_label_leak
 
     def before_local(self, client, model, message) -> None:
-        if message.round < self.plan.warmup_rounds:
+        age = message.round - self.plan.warmup_rounds
+        if age < 0:
             return
-        predicted = client.predict(model)
-        if (message.round - self.plan.warmup_rounds) % self.params.refresh_every == 0:
-            self._refresh(client, predicted, message)
+        refresh = age % self.params.refresh_every == 0
+        if refresh or self.params.kd_weight > 0:
+            client.cache["teacher"] = torch.from_numpy(client.predict(model))
+        if refresh:
+            self._refresh(client, client.cache["teacher"].numpy(), message)
         client.cache["prior"] = torch.from_numpy(self._prior(client, message))
-        client.cache["teacher"] = torch.from_numpy(predicted)
 
     def _refresh(self, client, predicted: np.ndarray, message) -> None:
         params, labels, memory = self.params, client.labels, client.memory
@@ -81,40 +83,33 @@ class FedNML(Method):
         refinement.fill_missing(labels, snapped, keep=keep, weight=weight, start=client.hidden)
 
     def _prior(self, client, message) -> np.ndarray:
-        """(C,) share of positives: own annotated cells, else the other sites'."""
-        own = prior(**class_counts(client.labels))
-        if self.hidden_labels:
-            seen = np.where(client.labels.weight > 0, client.labels.target, client.hidden)
-            own = np.nanmean(seen, axis=0)
+        """(C,) share of positives; the leak counts hidden labels as well."""
+        if not self.hidden_labels:
+            return self.prior(client, message)
+        seen = np.where(client.labels.weight > 0, client.labels.target, client.hidden)
+        own = np.nanmean(seen, axis=0)
         return np.where(np.isnan(own), message.extras["prior"], own)
 
     def loss(self, client, model, batch, message) -> Tensor:
         if message.round < self.plan.warmup_rounds:
             return super().loss(client, model, batch, message)
-        published = self.params.published
-        teacher = client.cache["teacher"][batch.rows].to(batch.images.device)
-        if published:
-            teacher = client.predict_batch(model, message.model, batch.images)
+        teacher = self._teacher(client, model, batch, message)
         logits = model.forward(batch.images)
         shift = label_margin(batch.target, client.cache["prior"].to(logits.device))
         shifted = logits + self.params.margin * shift
-        distilled = masked_bce(shifted if published else logits, teacher, torch.ones_like(teacher))
         supervised = self.supervised(client, shifted, batch)
+        if teacher is None:
+            return supervised
         begin, end = self.plan.warmup_rounds, self.plan.rounds
         growth = ramp(message.round, begin=begin, end=end, kappa=self.params.kappa)
         weight = self.params.kd_weight * growth
+        student = shifted if self.params.published else logits
+        distilled = masked_bce(student, teacher, torch.ones_like(teacher))
         return weight * distilled + (1 - weight) * supervised
 
-    def extras(self, server) -> dict[str, np.ndarray]:
-        unknown = np.full(self.plan.classes, np.nan, np.float32)
-        return {"prior": server.memory.get("prior", unknown)}
-
-    def after_local(self, client, model, message) -> dict[str, np.ndarray]:
-        return class_counts(client.labels)
-
-    def after_round(self, server, reports) -> None:
-        start = np.zeros((2, self.plan.clients, self.plan.classes), np.float32)
-        counts = server.memory.setdefault("counts", start)
-        for report in reports:
-            counts[:, report.client] = report.extras["positives"], report.extras["annotated"]
-        server.memory["prior"] = prior(*counts.sum(axis=1))
+    def _teacher(self, client, model, batch, message) -> Tensor | None:
+        if self.params.kd_weight == 0:
+            return None
+        if self.params.published:
+            return client.predict_batch(model, message.model, batch.images)
+        return client.cache["teacher"][batch.rows].to(batch.images.device)
