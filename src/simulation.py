@@ -127,7 +127,7 @@ class Simulation:
         row |= {f"labels_{name}": value for name, value in pooled.items()}
         for report in reports:
             values = report.logs | each[report.client]
-            log.scalars(f"clients/{report.client}", values, step=message.round)
+            log.scalars(f"sites/{report.client}", values, step=message.round)
         if self._picture_due():
             figure = self.evaluator.label_picture(self.clients[selected[0]])
             log.figure(f"labels/client {selected[0]}", figure, step=message.round)
@@ -141,10 +141,10 @@ class Simulation:
         """How many reports were rejected and how many clients stood apart; who, to TensorBoard."""
         server = self.server
         for client in server.rejected:
-            log.scalars(f"clients/{client}", {"rejected": 1.0}, step=round)
+            log.scalars(f"sites/{client}", {"rejected": 1.0}, step=round)
         for client, scores in server.scores.items():
             named = {f"outlier_{name}": z for name, z in scores.items()}
-            log.scalars(f"clients/{client}", named, step=round)
+            log.scalars(f"sites/{client}", named, step=round)
         row = {"rejected": float(len(server.rejected))}
         if server.scores:  # blank where too few reports came in to judge them
             row["flagged"] = float(len(server.flagged))

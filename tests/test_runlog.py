@@ -133,8 +133,8 @@ def test_tensorboard_shows_the_run(tmp_path):
     with RunLog(tmp_path) as log:
         log.text("parameters", parameter_table({"method": "fednml", "param": {"kd": 0.8}}))
         log.row({"round": 0, "seconds": 2.0, "train_loss": 0.7, "val_mAP": 0.3, "test_mAP": 0.4})
-        log.scalars("clients/0", {"loss": 0.6}, step=0)
-        log.scalars("clients/3", {"loss": 0.8, "noise_recall": 0.5}, step=0)
+        log.scalars("sites/0", {"loss": 0.6}, step=0)
+        log.scalars("sites/3", {"loss": 0.8, "noise_recall": 0.5}, step=0)
         log.scalars("gmm", {"separation": 2.0}, step=0)
         log.pr_curves(derive(0, "p").random((3, 3)), truth, ["DR", "none", "A/B ü"], step=0)
         log.figure("labels/corrected", Figure(), step=0)
@@ -144,9 +144,9 @@ def test_tensorboard_shows_the_run(tmp_path):
         "train/loss",
         "val/mAP",
         "test/mAP",
-        "clients/0/loss",
-        "clients/3/loss",
-        "clients/3/noise_recall",
+        "sites/0/loss",
+        "sites/3/loss",
+        "sites/3/noise_recall",
         "gmm/separation",
     }
     # 'none' has no positive, so no curve

@@ -98,7 +98,7 @@ class RunLog:
         self._writer.flush()
 
     def scalars(self, group: str, values: Mapping[str, float], *, step: int) -> None:
-        """Write numbers to TensorBoard alone, e.g. of one client under ``clients/3/<name>``."""
+        """Write numbers to TensorBoard alone, e.g. of one client under ``sites/3/<name>``."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
