@@ -11,6 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from src.aggregation import AGGREGATORS
+from src.methods import method_names
+from src.supervision import LOSSES
+from utils_.missing import MISSING_TYPES
+from utils_.noise import NOISE_TYPES
+from utils_.splits import SPLITS
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 TINY = "--train-images 60 --test-images 30 --image-size 16 --rounds 1 --warmup-rounds 0 --quiet"
@@ -49,6 +56,15 @@ def test_every_command_is_covered() -> None:
     unknown = [line for line in readme_commands() if not any(kind in line for kind in kinds)]
     assert not unknown
     assert len(DRY) >= 3
+
+
+def test_every_name_is_listed() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = {"methods": method_names(), "losses": LOSSES, "aggregators": AGGREGATORS}
+    tables |= {"noise": NOISE_TYPES, "missing": MISSING_TYPES, "splits": SPLITS}
+    for kind, names in tables.items():
+        absent = [name for name in names if f"`{name}`" not in text and name != "none"]
+        assert not absent, f"{kind}: {absent}"
 
 
 @pytest.mark.parametrize("line", DRY)
