@@ -193,7 +193,7 @@ def test_the_refinement_phase_against_the_reference(
         return NoiseSplit(posterior, True, "", np.zeros((2, 2)))
 
     monkeypatch.setattr(refinement, "split_noisy", mixture)
-    method = make_method(published=published, hidden_label_leak=leak, inertia=0.7)
+    method = make_method(published=published, hidden_label_leak=leak, inertia=0.7, confident=0.9)
     observed = make_observed()
     hidden = (derive(0, "hidden").random((N, C)) < 0.5).astype(np.float32) if leak else None
     client = FakeClient(LabelState(observed), hidden)
@@ -257,7 +257,7 @@ def test_without_the_leak_missing_cells_start_from_the_prediction() -> None:
     labels = LabelState(np.full((N, C), np.nan))
     predicted = predictions(3)
     client = FakeClient(labels, predicted=predicted)
-    make_method(published=True).before_local(client, None, message(WARMUP))
+    make_method(published=True, confident=0.9).before_local(client, None, message(WARMUP))
     np.testing.assert_allclose(labels.target, snap(predicted, 0.9), atol=1e-6)
 
 

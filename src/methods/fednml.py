@@ -3,12 +3,13 @@
 Follows methods.md 1.5 and 1.6 with these deviations. Honesty: labels of missing classes start from
 the prediction; priors count annotated cells, and a missing class takes that of other sites.
 For small models and rare classes: the mixture judges images with a positive label alone, by their
-agreement relative to the class, and may find nothing; annotations it doubts are corrected where
-the prediction is sure and lose weight elsewhere, at every refresh anew; pseudo-labels follow the
-latest model, count less than annotations, and are 0 only far below the class prior; no
-distillation by default, which only confirmed what the model believed (``kd_weight`` brings it
-back); the margin shifts the supervised term alone. For speed: the teacher predicts once a round
-on the plain image. ``published`` undoes all but the honesty and the constants.
+agreement relative to the class, and may find nothing; annotations it doubts lose weight, at every
+refresh anew, and are corrected where a prediction is hard; pseudo-labels follow the latest model
+and count less than annotations. By default all predictions stay soft and nothing is distilled,
+because hard labels and distillation confirmed the model's own errors; ``confident`` (0.9 as
+published; a hard 0 only far below the class prior) and ``kd_weight`` bring them back. The margin
+shifts the supervised term alone. For speed: the teacher predicts once a round on the plain image.
+``published`` undoes all but the honesty and the constants.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class FedNML(SharedPriors):
         """Every constant of the method."""
 
         refresh_every: int = param(5, "rounds between two label refreshes", 1, 10_000)
-        confident: float = param(0.9, "a prediction above it becomes 1, far below it 0", 0.5)
+        confident: float = param(
+            1.0, "a higher prediction is 1, a tiny one 0; 1: all stay soft", 0.5
+        )
         inertia: float = param(0.0, "share of the old label kept on missing classes")
         pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
         trust: float = param(0.9, "weight that an annotation surely noisy loses")
