@@ -189,7 +189,11 @@ def test_a_signal_before_the_first_round_leaves_nothing(
 
     monkeypatch.setattr(job.datasets, "load", signalled)
     save = tmp_path / "save"
-    assert call_main(command(data, save, cache_dir=tmp_path / "cache", **FLAWS)) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
+    try:
+        assert call_main(command(data, save, cache_dir=tmp_path / "cache", **FLAWS)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "main_fednml: interrupted\n"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
