@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -305,7 +306,11 @@ def test_absent_data_say_what_to_do(tmp_path, name):
         "python src/main_fednml.py",
     ):
         assert part in message
-    assert f"## {name}" in (Path(__file__).resolve().parents[1] / "data/README.md").read_text()
+    section = re.search(r"section (\w+)\)", message)[1]
+    readme = (Path(__file__).resolve().parents[1] / "data/README.md").read_text()
+    assert f"\n## {section}\n" in readme and f"| {name} |" in readme.replace("`", "").replace(
+        f"[{name}](#{name})", name
+    )
 
 
 def test_csv_needs_a_folder():
