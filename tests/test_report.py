@@ -272,3 +272,13 @@ def test_the_rows_of_a_table_give_the_same_table(three_seeds, tmp_path):
     bad = run_script(tmp_path / "bad.csv", cwd=tmp_path)
     assert bad.returncode == 2
     assert "lacks method" in bad.stderr
+
+
+def test_an_option_younger_than_a_run_does_not_part_settings(tmp_path):
+    write_run(tmp_path / "old", "fedavg", 0.3, seed=1)
+    write_run(tmp_path / "new", "fednml", 0.4, seed=1)
+    path = tmp_path / "new" / "config.yaml"
+    path.write_text(path.read_text() + "min_positives: 0\n")
+    table = results_table(collect(tmp_path))
+    assert table.count("###") == 1
+    assert "min_positives" not in table

@@ -169,7 +169,7 @@ def _prepared(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     runs = frame.to_dict("records")
     shared = [name for name in frame if name.startswith("config.")]
     shared = [name for name in shared if name.removeprefix("config.") not in APART]
-    varying = [name for name in shared if len({str(run[name]) for run in runs}) > 1]
+    varying = [name for name in shared if _varies(runs, name)]
     rest = ["".join(f", {name[7:]} {run[name]}" for name in varying) for run in runs]
     frame = frame.assign(
         base=[run["dataset"] + more for run, more in zip(runs, rest, strict=True)],
@@ -180,6 +180,11 @@ def _prepared(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     newest = frame.sort_values("finished", kind="stable")
     newest = newest.drop_duplicates(["setting", "label", "replicate"], keep="last")
     return newest, len(frame) - len(newest)
+
+
+def _varies(runs: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether runs differ in an option; one older than the option, without it, does not differ."""
+    return len({str(run[name]) for run in runs if run[name] == run[name]}) > 1  # NaN: absent
 
 
 def _flaws(run: Mapping[str, Any]) -> str:
