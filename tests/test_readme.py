@@ -107,10 +107,21 @@ def test_train_resume_and_table(tmp_path: Path) -> None:
     again = run(main_command(resume), tmp_path)
     assert again.returncode == 0, again.stderr
     assert "already finished" in again.stdout
-    (table,) = [line for line in readme_commands() if "table.py" in line]
+    table = next(line for line in readme_commands() if line.endswith("table.py"))
     shown = run([*main_command(table), "save/runs/NAME"], tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "fednml" in shown.stdout
+
+
+@pytest.mark.parametrize("line", [x for x in readme_commands() if "table.py save/tables" in x])
+def test_the_tables_are_what_their_commands_print(line: str, tmp_path: Path) -> None:
+    words = main_command(line)
+    shown = run([*words[:2], str(ROOT / words[2])], tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    rows = [row for row in shown.stdout.splitlines() if row.startswith("|")]
+    assert len(rows) > 4
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [row for row in rows if row not in text]
 
 
 def test_scripts_parse_and_sweep_plans(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def read_rows(places: Sequence[Path]) -> pd.DataFrame:
         collected = collect(folders)
         skipped = collected.attrs.pop("skipped")
         frames.append(collected)
-    frame = pd.concat([f for f in frames if not f.empty] or frames, ignore_index=True)
+    frame = pd.concat([f for f in frames if not f.empty] or frames, ignore_index=True).copy()
     frame.attrs["skipped"] = skipped
     return frame
 
