@@ -209,7 +209,7 @@ def conclude(findings: Sequence[Finding]) -> int:
     for finding in findings:
         print(f"{'WRONG' if finding.wrong else 'note'}: {finding.text}")
     wrong = sum(finding.wrong for finding in findings)
-    print(f"{wrong} things are wrong" if wrong else "nothing is wrong")
+    print({0: "nothing is wrong", 1: "1 thing is wrong"}.get(wrong, f"{wrong} things are wrong"))
     return WRONG if wrong else FINE
 
 
