@@ -27,11 +27,11 @@ from tiny import Trace, make_config, make_dataset, make_scenario, simulate
 
 from src.aggregation import Layout
 from src.messages import Report, message_bytes
-from src.methods.fednoro import CLEAN, NOISY, NOT_HEARD
 from src.server import Server
 from utils_ import noisy_clients
 from utils_.noisy_clients import class_losses, closeness, normalised, vote_noisy
 from utils_.rng import derive, derive_seed
+from utils_.site_vote import CLEAN, NOISY, NOT_HEARD
 
 ROWS = [3, 0, 7, 11, 5]
 FLAGS = np.array([NOISY, CLEAN, NOT_HEARD], np.int8)

@@ -20,11 +20,16 @@ def hear(
     clients: int,
     seeds: Sequence[int],
     min_gap: float,
+    fill_minimum: bool = False,
 ) -> None:
     """Take the ``losses`` that sites told and vote anew among all that have been heard.
 
     Keeps ``memory["losses"]``, (K, F) with NaN where nothing was told, and ``memory["noisy"]``,
     (K,) int8 of NOT_HEARD, CLEAN and NOISY; without a told loss both are left alone.
+
+    Args:
+        seeds, min_gap: of :func:`utils_.noisy_clients.vote_noisy`.
+        fill_minimum: of :func:`utils_.noisy_clients.normalised`.
     """
     told = {report.client: report.extras["losses"].ravel() for report in reports}
     if not told:
@@ -35,7 +40,7 @@ def hear(
     for client, losses in told.items():
         table[client], found[client] = losses, CLEAN
     heard = found != NOT_HEARD
-    rows = normalised(table[heard], fill_minimum=False)
+    rows = normalised(table[heard], fill_minimum=fill_minimum)
     found[heard] = vote_noisy(rows, seeds=seeds, min_gap=min_gap)
     memory["noisy"] = found
 

@@ -17,7 +17,7 @@ tensor, BatchNorm statistics included. Where nobody is noisy, or nobody clean: F
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,11 +25,10 @@ from torch import Tensor
 
 from src.losses import bce, ramp
 from src.methods.base import Method, param
-from utils_.noisy_clients import class_losses, closeness, normalised, vote_noisy
+from utils_.noisy_clients import class_losses
 from utils_.pseudo_labels import class_counts
 from utils_.rng import derive_seed
-
-NOT_HEARD, CLEAN, NOISY = -1, 0, 1
+from utils_.site_vote import NOISY, NOT_HEARD, hear, weighed
 
 
 class FedNoRo(Method):
@@ -88,30 +87,18 @@ class FedNoRo(Method):
     def aggregate(self, server, reports) -> Tensor:
         if NOISY not in server.memory.get("noisy", ()):
             return super().aggregate(server, reports)
-        held = sorted(reports, key=lambda report: report.client)
-        own = slice(server.layout.parameters)
-        noisy = server.memory["noisy"][[report.client for report in held]] == NOISY
-        factors = closeness([report.model[own] for report in held], noisy)
-        weighted = (
-            replace(report, samples=report.samples * factor, trust=report.trust * factor)
-            for report, factor in zip(held, factors.tolist(), strict=True)
-        )
-        return super().aggregate(server, weighted)
+        own = server.layout.parameters
+        return super().aggregate(server, weighed(reports, server.memory["noisy"], own=own))
 
     def after_round(self, server, reports) -> None:
-        told = {r.client: r.extras["losses"] for r in reports if "losses" in r.extras}
-        if not told:
-            return
-        shape = (self.plan.clients, 2 * self.plan.classes)
-        table = server.memory.setdefault("losses", np.full(shape, np.nan, np.float32))
-        found = server.memory.get("noisy", np.full(self.plan.clients, NOT_HEARD, np.int8)).copy()
-        for client, losses in told.items():
-            table[client], found[client] = losses.ravel(), CLEAN
-        heard = found != NOT_HEARD
-        seeds = [derive_seed(self.plan.seed, "vote", i) for i in range(self.params.voters)]
-        rows = normalised(table[heard], fill_minimum=self.params.fill_minimum)
-        found[heard] = vote_noisy(rows, seeds=seeds, min_gap=self.params.min_gap)
-        server.memory["noisy"] = found
+        hear(
+            server.memory,
+            [report for report in reports if "losses" in report.extras],
+            clients=self.plan.clients,
+            seeds=[derive_seed(self.plan.seed, "vote", i) for i in range(self.params.voters)],
+            min_gap=self.params.min_gap,
+            fill_minimum=self.params.fill_minimum,
+        )
 
     def extras(self, server) -> dict[str, np.ndarray]:
         return {"noisy": server.memory["noisy"]} if "noisy" in server.memory else {}
