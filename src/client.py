@@ -76,7 +76,7 @@ class Client:
             counts = message.extras[CLASS_COUNTS]
             self.cache["class_weights"] = class_weights(counts, self.plan.class_weights)
         with torch.random.fork_rng(devices=_cuda_devices(model)):
-            torch.manual_seed(seed)  # for layers such as dropout, which know no generator
+            _seed_layers(model, seed)
             self._receive(model, message)
             method.before_local(self, model, message)
             self._epochs(model, method, message, torch.Generator().manual_seed(seed))
@@ -238,6 +238,16 @@ def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
+
+
+def _seed_layers(model: FlatModel, seed: int) -> None:
+    """For layers such as dropout, which know no generator.
+
+    Not ``torch.manual_seed``: without a GPU it keeps a stack trace for each call, for good.
+    """
+    torch.default_generator.manual_seed(seed)
+    if model.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _cuda_devices(model: FlatModel) -> list[torch.device]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from utils_.augment import Augmenter
 from utils_.errors import UserError, nearest
@@ -35,8 +36,8 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = torch.relu(self.norm1(self.conv1(x)))
-        return torch.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+        inner = torch.relu_(self.norm1(self.conv1(x)))
+        return torch.relu_(self.norm2(self.conv2(inner)).add_(self.shortcut(x)))
 
 
 class SmallNet(nn.Module):
@@ -49,7 +50,7 @@ class SmallNet(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+            nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
         )
         self.blocks = nn.Sequential(
             ResidualBlock(16, 32, stride=2), ResidualBlock(32, 64, stride=2)
@@ -77,6 +78,30 @@ class Slice:
             return flat.view(self.shape)
         out, channels, height, width = self.shape
         return flat.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+
+class FlatAdamW:
+    """AdamW (Loshchilov and Hutter, ICLR 2019) on one tensor: torch's fused kernel, bare.
+
+    The same bits as ``torch.optim.AdamW(..., fused=True)``, whose class imports the compiler (some
+    seconds, in every process) and spends more on bookkeeping than this kernel takes.
+    """
+
+    def __init__(self, parameters: Tensor, *, lr: float, weight_decay: float) -> None:
+        self._lists = [
+            [parameters],
+            [parameters.grad],
+            [torch.zeros_like(parameters)],
+            [torch.zeros_like(parameters)],
+            [],  # of AMSGrad
+            [torch.zeros((), device=parameters.device)],  # steps taken
+        ]
+        self._options = {"lr": lr, "weight_decay": weight_decay, "beta1": 0.9, "beta2": 0.999}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the parameters by their gradient."""
+        adamw(*self._lists, fused=True, amsgrad=False, eps=1e-8, maximize=False, **self._options)
 
 
 class FlatModel:
@@ -192,9 +217,9 @@ class FlatModel:
         features, probability = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         return features, probability
 
-    def optimizer(self, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    def optimizer(self, *, lr: float, weight_decay: float) -> FlatAdamW:
         """A fresh AdamW over the flat parameters: one fused kernel a step."""
-        return torch.optim.AdamW([self.parameters], lr=lr, weight_decay=weight_decay, fused=True)
+        return FlatAdamW(self.parameters, lr=lr, weight_decay=weight_decay)
 
 
 def build_module(name: str, *, classes: int, weights: str, seed: int) -> nn.Module:

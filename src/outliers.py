@@ -20,6 +20,8 @@ folded, the server then holds all vectors of a round.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from utils_.rng import derive_seed
 SKETCH = 4096
 THRESHOLD = 3.5
 MIN_REPORTS = 4
+BLOCK = 128  # sketches multiplied at once
 RELATIVE_UNIT, COSINE_UNIT = 0.1, 0.05
 
 
@@ -53,11 +56,11 @@ class UpdateWatch:
         """Keep the norm and the sketch of a (P,) update."""
         update = update.double()
         self._norms[client] = float(update.norm())
-        self._sketches[client] = self._sketch(update).numpy()
+        self._sketches[client] = self._sketch(update).float().numpy()
 
     def _sketch(self, update: Tensor) -> Tensor:
         if self._signs is None:
-            return update.clone()  # it must not hold the caller's memory
+            return update
         signed = update * self._signs
         whole = len(signed) // SKETCH * SKETCH
         sums = signed[:whole].view(-1, SKETCH).sum(dim=0)
@@ -70,35 +73,53 @@ class UpdateWatch:
         if len(clients) < MIN_REPORTS:
             return {}
         norms = np.array([self._norms[client] for client in clients])
-        table = score_table(norms, np.stack([self._sketches[client] for client in clients]))
+        table = score_table(norms, [self._sketches[client] for client in clients])
         return {
             client: {name: float(z[i]) for name, z in table.items()}
             for i, client in enumerate(clients)
         }
 
 
-def score_table(norms: np.ndarray, sketches: np.ndarray) -> dict[str, np.ndarray]:
+def score_table(norms: np.ndarray, sketches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Robust z of n updates, each (n,): norm, cosine, distance.
 
     Args:
         norms: (n,) of the updates.
-        sketches: (n, S), or the updates themselves.
+        sketches: n times (S,), or the updates themselves.
     """
-    lengths = np.linalg.norm(sketches, axis=1)
-    units = sketches / np.where(lengths > 0, lengths, 1)[:, None]  # an update of 0 has cosine 0
-    cosines = units @ units.T
-    distances = np.stack([np.linalg.norm(sketches - sketch, axis=1) for sketch in sketches])
-    near = _median_of_others(distances)
+    cosine, distance = _medians_of_others(sketches)
     return {
         "norm": robust_z(norms, least=RELATIVE_UNIT * np.median(norms)),
-        "cosine": robust_z(_median_of_others(cosines), least=COSINE_UNIT),
-        "distance": robust_z(near, least=RELATIVE_UNIT * np.median(near)),
+        "cosine": robust_z(cosine, least=COSINE_UNIT),
+        "distance": robust_z(distance, least=RELATIVE_UNIT * np.median(distance)),
     }
 
 
-def _median_of_others(table: np.ndarray) -> np.ndarray:
-    others = table[~np.eye(len(table), dtype=bool)].reshape(len(table), -1)
-    return np.median(others, axis=1)
+def _medians_of_others(sketches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) median cosine with, and (n,) median distance to, the other sketches.
+
+    Both follow from inner products, in float64, of one block of sketches with another.
+    """
+    n = len(sketches)
+    starts = range(0, n, BLOCK)
+    squares = np.array([np.dot(s, s) for s in (s.astype(np.float64) for s in sketches)])
+    lengths = np.sqrt(squares)
+    lengths[lengths == 0] = 1  # an update of 0 has cosine 0
+    cosine, distance = np.empty(n), np.empty(n)
+    for start in starts:
+        own = slice(start, min(start + BLOCK, n))
+        block = np.stack(sketches[own]).astype(np.float64)
+        inner = np.hstack([block @ np.stack(sketches[other : other + BLOCK]).T for other in starts])
+        others = np.arange(n) != np.arange(n)[own, None]
+        cosine[own] = _masked_median(inner / lengths[own, None] / lengths, others)
+        apart = np.sqrt(np.maximum(squares[own, None] + squares - 2 * inner, 0))
+        distance[own] = _masked_median(apart, others)
+    return cosine, distance
+
+
+def _masked_median(table: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Median of each row's cells under the mask, of which every row has as many."""
+    return np.median(table[mask].reshape(len(table), -1), axis=1)
 
 
 def robust_z(values: np.ndarray, *, least: float) -> np.ndarray:
