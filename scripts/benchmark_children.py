@@ -210,7 +210,7 @@ def flower_client(work: dict[str, Any]) -> Any:
         module = plain_module(data.work)
         module.load_state_dict(message.content["arrays"].to_torch_state_dict())
         share = data.shares[int(context.node_config["partition-id"])]
-        train_plainly(module, [share], data.augmenter, data.plan, torch.Generator())
+        train_plainly(module, [share], data.augmenter.view, data.plan, torch.Generator())
         count = MetricRecord({"num-examples": len(share.images)})
         arrays = ArrayRecord(module.state_dict())
         return Message(RecordDict({"arrays": arrays, "metrics": count}), reply_to=message)

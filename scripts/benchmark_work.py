@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,12 @@ from src.client import Client
 from src.config import Config, resolve, worker_count
 from src.methods.base import Method, Plan
 from src.methods.fednml import FedNML
-from src.models import PREDICT_BATCH, FlatModel, build_module
+from src.models import PREDICT_BATCH, FlatAdamW, FlatModel, build_module
 from src.outliers import UpdateWatch
 from src.server import Server
 from src.simulation import Simulation, build_model, resolve_device
 from src.workers import ParallelRunner, SequentialRunner
-from utils_.augment import AUGMENT, Augmenter, channel_statistics
+from utils_.augment import AUGMENT, Augmenter, Strength, affine_rows, channel_statistics
 from utils_.datasets.base import TEST, TRAIN, ImageDataset
 from utils_.environment import processor_count
 from utils_.labels import LabelState
@@ -227,13 +228,27 @@ def bare_scores(bench: Bench, images: Tensor) -> Tensor:
 def plain_loop(bench: Bench) -> None:
     """The same steps as anybody would write them: default memory format, default AdamW."""
     plan = bench.plan
-    train_plainly(bench.module, bench.shares, bench.augmenter, plan, torch.Generator())
+    view = partial(plain_view, bench.augmenter)
+    train_plainly(bench.module, bench.shares, view, plan, torch.Generator())
+
+
+def plain_view(
+    augmenter: Augmenter, images: Tensor, generator: torch.Generator, *, strength: Strength
+) -> Tensor:
+    """The view of ``augmenter`` without colours, in PyTorch's own words."""
+    draws = torch.rand(len(images), 12, generator=generator)
+    batch = images.permute(0, 3, 1, 2).float() / 255
+    mean, std = (t.view(1, 3, 1, 1) for t in (augmenter.mean, augmenter.std))
+    rows = affine_rows(draws[:, :8], strength).to(images.device)
+    grid = F.affine_grid(rows, list(batch.shape), align_corners=False)
+    batch = (batch - mean.to(batch.device)) / std.to(batch.device)
+    return F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
 
 
 def train_plainly(
     module: nn.Module,
     shares: list[Share],
-    augmenter: Augmenter,
+    view: Callable[..., Tensor],
     plan: Plan,
     generator: torch.Generator,
 ) -> None:
@@ -244,8 +259,8 @@ def train_plainly(
         for _ in range(plan.local_epochs):
             order = torch.randperm(len(share.images), generator=generator)
             for rows in order.split(plan.batch_size):
-                view = augmenter.view(share.images[rows], generator, strength=AUGMENT[plan.augment])
-                logits = module(view.contiguous())
+                images = view(share.images[rows], generator, strength=AUGMENT[plan.augment])
+                logits = module(images.contiguous())
                 loss = cell_loss(logits, share.target[rows], share.weight[rows])
                 optimizer.zero_grad()
                 loss.backward()
@@ -341,7 +356,7 @@ STAGES: tuple[tuple[str, type, str], ...] = (
     ("forward", FlatModel, "forward"),
     ("supervised loss", Method, "supervised"),
     ("backward", torch.Tensor, "backward"),
-    ("optimiser step", torch.optim.AdamW, "step"),
+    ("optimiser step", FlatAdamW, "step"),
     ("optimiser build", FlatModel, "optimizer"),
     ("score own images", Client, "predict"),
     ("refresh labels", FedNML, "_refresh"),

@@ -8,15 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.benchmark_work import plain_view
 from utils_.augment import (
     GREY,
     STRONG,
     WEAK,
     Augmenter,
     Strength,
+    affine_grid,
     channel_statistics,
     jitter_colour,
     warp,
@@ -183,6 +186,23 @@ def test_view_normalises_before_the_warp() -> None:
     view = Augmenter(MEAN, STD).view(grey, generator(), strength=WEAK)
     expected = ((100 / 255 - MEAN) / STD).view(1, 3, 1, 1).expand_as(view)
     torch.testing.assert_close(view, expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(2, 70), st.integers(2, 70), st.integers(0, 99))
+def test_the_grid_is_that_of_torch_to_the_bit(
+    images: int, height: int, width: int, seed: int
+) -> None:
+    rows = torch.randn(images, 2, 3, generator=generator(seed))
+    expected = F.affine_grid(rows, [images, 3, height, width], align_corners=False)
+    assert torch.equal(affine_grid(rows, height, width), expected)
+
+
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_a_weak_view_is_that_of_plain_torch_to_the_bit(size: int) -> None:
+    augmenter, images = Augmenter(MEAN, STD), pixels(5, size)
+    found = augmenter.view(images, generator(), strength=WEAK)
+    assert torch.equal(found, plain_view(augmenter, images, generator(), strength=WEAK))
 
 
 def test_half_the_weak_views_are_mirrored_and_none_is_upside_down() -> None:

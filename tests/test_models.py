@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,34 @@ def test_one_step_changes_the_module_and_no_buffer() -> None:
     assert not moved[flat.parameter_count :].any()
     name, parameter = next(flat.module.named_parameters())
     assert torch.equal(parameter, flat.unpack(flat.vector)[name])
+
+
+def test_the_optimiser_is_torchs_fused_adamw_to_the_bit() -> None:
+    _, flat = pair()
+    expected = flat.parameters.detach().clone().requires_grad_()
+    options = {"lr": 3e-3, "weight_decay": 0.1}
+    theirs = torch.optim.AdamW([expected], fused=True, **options)
+    ours = flat.optimizer(**options)
+    for step in range(20):
+        generator = torch.Generator().manual_seed(step)
+        flat.gradient.copy_(torch.randn(flat.parameter_count, generator=generator))
+        expected.grad = flat.gradient.clone()
+        ours.step()
+        theirs.step()
+    assert torch.equal(flat.parameters, expected)
+
+
+def test_training_does_not_import_the_compiler() -> None:
+    """It costs every process seconds; torch's optimiser classes bring it."""
+    code = (
+        "import sys, torch; from src.models import FlatModel, build_module; "
+        "flat = FlatModel(build_module('small', classes=3, weights='none', seed=1)); "
+        "flat.forward(torch.zeros(2, 3, 16, 16)).sum().backward(); "
+        "flat.optimizer(lr=1e-3, weight_decay=0).step(); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
 def test_load_and_snapshot_are_copies() -> None:

@@ -22,6 +22,7 @@ from tiny import TESTING, VALIDATION, make_config, make_dataset, make_scenario, 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from src.models import FlatAdamW
 from src.simulation import Simulation
 from src.workers import SequentialRunner
 from utils_ import datasets
@@ -97,6 +98,7 @@ def counted() -> Iterator[Counter]:
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note_pass)
     with pytest.MonkeyPatch.context() as patch:
         counting("backward passes", torch.Tensor, "backward")
+        counting("optimisers", FlatAdamW, "__init__")
         counting("optimisers", torch.optim.Optimizer, "__init__")
         counting("modules built", torch.nn.Module, "__init__")
         counting("state dicts", torch.nn.Module, "state_dict")

@@ -70,6 +70,13 @@ class Augmenter:
 
 def warp(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
     """Rotate, shift, scale, shear and flip by one affine grid; draws is (B, 8) in [0, 1)."""
+    grid = affine_grid(affine_rows(draws, strength), *batch.shape[2:])
+    moved = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
+def affine_rows(draws: Tensor, strength: Strength) -> Tensor:
+    """The maps (B, 2, 3) from a view's pixels to the image's, from draws (B, 8) in [0, 1)."""
     signed = draws * 2 - 1
     angle = signed[:, 0] * math.radians(strength.rotation)
     shear = torch.tan(signed[:, 1] * math.radians(strength.shear))
@@ -79,16 +86,13 @@ def warp(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     # The grid spans [-1, 1], so a shift by a share of the side is twice that share.
     shift = signed[:, 5:7] * 2 * strength.translation
-    rows = torch.stack(
+    return torch.stack(
         (
             *(flip_x * cos, flip_x * (cos * shear - sin), shift[:, 0]),
             *(flip_y * sin, flip_y * (sin * shear + cos), shift[:, 1]),
         ),
         dim=1,
     ).view(-1, 2, 3)
-    grid = affine_grid(rows, *batch.shape[2:])
-    moved = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
-    return moved.contiguous(memory_format=torch.channels_last)
 
 
 def affine_grid(rows: Tensor, height: int, width: int) -> Tensor:

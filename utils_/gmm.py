@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils_.threads import single_thread
+
 
 @dataclass(frozen=True)
 class NoiseSplit:
@@ -58,11 +60,10 @@ def split_noisy(
         return _nothing(len(features), reason)
     centre, spread = features.mean(axis=0), features.std(axis=0)
     from sklearn.mixture import GaussianMixture
-    from threadpoolctl import threadpool_limits
 
     mixture = GaussianMixture(2, covariance_type="full", random_state=seed % 2**32, reg_covar=1e-4)
     scaled = (features - centre) / spread
-    with threadpool_limits(1):  # the sums must not depend on the number of cores
+    with single_thread():
         posterior = mixture.fit(scaled).predict_proba(scaled)
     noisy = int(np.argmin(mixture.means_[:, 0]))
     gap = mixture.means_[1 - noisy] - mixture.means_[noisy]

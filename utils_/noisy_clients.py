@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils_.threads import single_thread
+
 
 def class_losses(probability: np.ndarray, observed: np.ndarray, *, min_cells: int) -> np.ndarray:
     """Mean cross-entropy of the given labels of each class, apart for negatives and positives.
@@ -72,10 +74,9 @@ def vote_noisy(table: np.ndarray, *, seeds: Sequence[int], min_gap: float) -> np
 
 def _group_of_larger_losses(table: np.ndarray, seed: int) -> np.ndarray:
     from sklearn.mixture import GaussianMixture
-    from threadpoolctl import threadpool_limits
 
     mixture = GaussianMixture(2, random_state=seed % 2**32)
-    with threadpool_limits(1):  # the sums must not depend on the number of cores
+    with single_thread():
         group = mixture.fit_predict(table)
     return group == int(np.argmax(mixture.means_.sum(axis=1)))
 

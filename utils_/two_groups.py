@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from utils_.threads import single_thread
+
 
 def upper_group(values: np.ndarray, *, seed: int) -> np.ndarray:
     """Posterior of the component with the larger mean.
@@ -32,10 +34,9 @@ def upper_group(values: np.ndarray, *, seed: int) -> np.ndarray:
 
 def _fit(scaled: np.ndarray, seed: int) -> np.ndarray:
     from sklearn.mixture import GaussianMixture
-    from threadpoolctl import threadpool_limits
 
     mixture = GaussianMixture(2, random_state=seed % 2**32)
-    with threadpool_limits(1):  # the sums must not depend on the number of cores
+    with single_thread():
         posterior = mixture.fit(scaled).predict_proba(scaled)
     low, high = sorted(mixture.means_.ravel())
     upper = posterior[:, int(np.argmax(mixture.means_.ravel()))]
