@@ -135,20 +135,20 @@ class Client:
     def _batches(
         self, model: FlatModel, method: Method, generator: torch.Generator
     ) -> Iterator[Batch]:
-        target = torch.from_numpy(np.where(self.labels.weight > 0, self.labels.target, 0))
-        weight = torch.from_numpy(self._weight())
+        target = np.where(self.labels.weight > 0, self.labels.target, 0)
+        tables = [torch.from_numpy(t).to(model.device) for t in (target, self._weight())]
         strength = AUGMENT[self.plan.augment]
         two_views = method.views == 2 or self.plan.consistency > 0
         for _ in range(self.plan.local_epochs):
             order = torch.randperm(len(self), generator=generator).numpy()
             for rows in split_batches(order, self.plan.batch_size):
-                pixels = torch.from_numpy(self._images[self._rows[rows]]).to(model.device)
+                pixels = model.pixels.batch(self._images, self._rows[rows])
                 first = self._augmenter.view(pixels, generator, strength=strength)
                 strong = None
                 if two_views:
                     strong = self._augmenter.view(pixels, generator, strength=STRONG)
-                cells = (table[rows].to(model.device) for table in (target, weight))
-                yield Batch(first, strong, rows, *cells)
+                place = torch.from_numpy(rows).to(model.device, non_blocking=True)
+                yield Batch(first, strong, rows, *(table[place] for table in tables))
 
     def _weight(self) -> np.ndarray:
         """(n, C) float32 weights of the labels, times those of the images if a method set any."""

@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 
 from utils_.augment import Augmenter
 from utils_.errors import UserError, nearest
+from utils_.pixels import Pixels
 from utils_.rng import derive_seed
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0")
@@ -113,11 +114,13 @@ class FlatModel:
             Integer buffers are left out: they are never sent or averaged.
         parameters: the first part of ``vector`` as one leaf tensor, for the optimiser.
         slices: where each named tensor lies.
+        pixels: where batches of images come from.
         head: the last linear layer; row c of its weight and bias makes the logit of class c.
     """
 
     def __init__(self, module: nn.Module, *, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        self.pixels = Pixels(self.device)
         self.module = module.to(self.device)
         named = list(module.named_parameters())
         self.parameter_count = sum(p.numel() for _, p in named)
@@ -210,11 +213,11 @@ class FlatModel:
         self.module.eval()
         parts = []
         for start in range(0, len(rows), PREDICT_BATCH):
-            batch = torch.from_numpy(images[rows[start : start + PREDICT_BATCH]]).to(self.device)
+            batch = self.pixels.batch(images, rows[start : start + PREDICT_BATCH])
             features, logits = self.features(augmenter.plain(batch))
-            parts.append((features.cpu(), logits.sigmoid().cpu()))
+            parts.append((features, logits.sigmoid()))
         self.module.train()
-        features, probability = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        features, probability = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         return features, probability
 
     def optimizer(self, *, lr: float, weight_decay: float) -> FlatAdamW:

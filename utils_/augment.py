@@ -39,6 +39,7 @@ class Augmenter:
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         """Take the channel statistics of images scaled to [0, 1], each (3,)."""
         self.mean, self.std = mean, std
+        self._repeated: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def plain(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 to (B, 3, H, W) normalised float32 in channels-last memory."""
@@ -53,7 +54,8 @@ class Augmenter:
         """
         if strength is None:
             return self.plain(images)
-        draws = torch.rand(len(images), 12, generator=generator).to(images.device)
+        draws = torch.rand(len(images), 12, generator=generator)
+        draws = draws.to(images.device, non_blocking=True)
         batch = images.permute(0, 3, 1, 2).float().div_(255)
         if any((strength.brightness, strength.contrast, strength.saturation, strength.hue)):
             batch = jitter_colour(batch, draws[:, 8:], strength)
@@ -62,10 +64,16 @@ class Augmenter:
 
     def _normalise(self, batch: Tensor) -> Tensor:
         """In place; whole pixel rows at a time, since a loop over three channels is slow."""
-        rows = batch.permute(0, 2, 3, 1).flatten(2)  # a view of channels-last memory
-        mean, std = (t.to(batch.device).repeat(batch.shape[3]) for t in (self.mean, self.std))
-        rows.sub_(mean).div_(std)
+        mean, std = self._statistics(batch.device, batch.shape[3])
+        batch.permute(0, 2, 3, 1).flatten(2).sub_(mean).div_(std)  # a view of channels-last memory
         return batch
+
+    def _statistics(self, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each number in a pixel row, (3 W,), on the device."""
+        if (device, width) not in self._repeated:
+            both = (t.to(device).repeat(width) for t in (self.mean, self.std))
+            self._repeated[device, width] = tuple(both)
+        return self._repeated[device, width]
 
 
 def warp(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
