@@ -243,11 +243,10 @@ def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def _seed_layers(model: FlatModel, seed: int) -> None:
     """For layers such as dropout, which know no generator.
 
-    Not ``torch.manual_seed``: without a GPU it keeps a stack trace for each call, for good.
+    Where no GPU is used, ``torch.manual_seed`` would keep a stack trace for each call, for good.
     """
-    torch.default_generator.manual_seed(seed)
-    if model.device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    seeded = torch if model.device.type == "cuda" else torch.default_generator
+    seeded.manual_seed(seed)
 
 
 def _cuda_devices(model: FlatModel) -> list[torch.device]:
