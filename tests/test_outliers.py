@@ -90,6 +90,16 @@ def test_the_order_of_arrival_is_irrelevant(n: int, seed: int, random) -> None:
     assert list(watch.scores()) == list(range(n))
 
 
+@pytest.mark.parametrize("block", [1, 3, 4, 1000])
+def test_blocks_change_nothing(block: int, monkeypatch) -> None:
+    updates = make_updates(10, 20)
+    expected = plain_scores(updates.double().numpy())
+    monkeypatch.setattr(outliers, "BLOCK", block)
+    scores = watched(updates).scores()
+    for name, values in expected.items():
+        assert [scores[k][name] for k in range(10)] == pytest.approx(values, rel=1e-6, abs=1e-6)
+
+
 def test_robust_z_is_in_standard_deviations_of_a_normal() -> None:
     values = np.random.default_rng(0).normal(5, 2, 100_000)
     z = robust_z(values, least=0)
