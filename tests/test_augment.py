@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scripts.benchmark_work import plain_view
 from utils_.augment import (
     GREY,
+    PUBLISHED,
     STRONG,
     WEAK,
     Augmenter,
@@ -71,7 +72,7 @@ def test_plain_is_the_normalised_image_in_channels_last() -> None:
 @pytest.mark.parametrize("size", [15, 16, 33, 64])
 def test_without_strength_and_flip_nothing_moves(size: int) -> None:
     batch = floats(size=size)
-    for strength in (NONE, WEAK, STRONG):
+    for strength in (NONE, WEAK, PUBLISHED):
         assert_same(warp(batch, draws(), strength), batch)
 
 
@@ -150,7 +151,7 @@ def test_a_known_point_moves_as_the_matrix_says(values: list[float]) -> None:
     centre = (torch.arange(size) * 2 + 1) / size - 1
     x, y = centre.view(1, -1), centre.view(-1, 1)
     batch = (x + 2 * y).expand(1, 3, size, size)
-    moved = warp(batch, table, STRONG)
+    moved = warp(batch, table, PUBLISHED)
     signed = [2 * v - 1 for v in values]
     angle, shear = math.radians(50) * signed[0], math.tan(math.radians(10) * signed[1])
     scale, mirror_x = 1 + 0.2 * signed[2], -1 if values[3] < 0.5 else 1
@@ -165,7 +166,7 @@ def test_a_known_point_moves_as_the_matrix_says(values: list[float]) -> None:
         assert moved[0, 0, row, column].item() == pytest.approx(expected, abs=2e-4)
 
 
-@pytest.mark.parametrize("strength", [WEAK, STRONG])
+@pytest.mark.parametrize("strength", [WEAK, STRONG, PUBLISHED])
 def test_views_are_finite_different_and_repeatable(strength: Strength) -> None:
     augmenter = Augmenter(MEAN, STD)
     same = pixels(1).expand(8, -1, -1, -1)
@@ -223,7 +224,7 @@ def colours(images: int = 4, **chosen: float) -> torch.Tensor:
 
 def test_colours_in_the_middle_stay() -> None:
     batch = floats()
-    torch.testing.assert_close(jitter_colour(batch, colours(), STRONG), batch, rtol=0, atol=1e-6)
+    torch.testing.assert_close(jitter_colour(batch, colours(), PUBLISHED), batch, rtol=0, atol=1e-6)
 
 
 def test_colours_of_no_strength_stay() -> None:
@@ -233,7 +234,7 @@ def test_colours_of_no_strength_stay() -> None:
 
 def test_colours_against_a_loop() -> None:
     batch, table = floats() * 0.5 + 0.2, torch.rand(4, 4, generator=generator())
-    found = jitter_colour(batch, table, replace(STRONG, hue=0.0))
+    found = jitter_colour(batch, table, replace(PUBLISHED, hue=0.0))
     for i, image in enumerate(batch.double().numpy()):
         bright, contrast, saturation, _ = (1 + (2 * d - 1) * 0.5 for d in table[i].tolist())
         image = image * bright
@@ -253,13 +254,13 @@ def test_hue_by_a_third_of_a_turn_exchanges_the_channels() -> None:
 @pytest.mark.parametrize("hue", [0.0, 0.2, 0.9, 1.0])
 def test_hue_keeps_grey_pixels_grey(hue: float) -> None:
     grey = floats()[:, :1].expand(-1, 3, -1, -1)
-    moved = jitter_colour(grey, colours(hue=hue), STRONG)
+    moved = jitter_colour(grey, colours(hue=hue), PUBLISHED)
     torch.testing.assert_close(moved, grey, rtol=0, atol=1e-5)
 
 
 def test_colours_stay_in_range() -> None:
     table = torch.rand(64, 4, generator=generator())
-    moved = jitter_colour(floats(64), table, STRONG)
+    moved = jitter_colour(floats(64), table, PUBLISHED)
     assert moved.min() >= 0
     assert moved.max() <= 1
     assert (moved == 1).any()  # so the limit was reached

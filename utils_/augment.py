@@ -27,10 +27,13 @@ class Strength:
     hue: float = 0.0
 
 
-# methods.md 1.1; the strong view's two rotations (20 and 30 degrees) are drawn as one of 50.
+# Weak and published are FedNML's (methods.md 1.1; the strong view's two rotations are drawn as
+# one), strong is FedLSM's (methods.md 5) without its blur. The published one turns hues by up to 72
+# degrees: a fundus becomes green, and FedAvg learns next to nothing from it.
 WEAK = Strength(rotation=10, translation=0.02)
-STRONG = Strength(50, 0.1, 0.2, 10, True, 0.5, 0.5, 0.5, 0.2)
-AUGMENT = {"none": None, "weak": WEAK, "strong": STRONG}
+STRONG = Strength(15, 0.1, scale=0.1, vertical_flip=True, brightness=0.2)
+PUBLISHED = Strength(50, 0.1, 0.2, 10, True, 0.5, 0.5, 0.5, 0.2)
+AUGMENT = {"none": None, "weak": WEAK, "strong": STRONG, "published": PUBLISHED}
 
 
 class Augmenter:
@@ -126,13 +129,15 @@ def jitter_colour(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
     """
     signed = (draws * 2 - 1).view(-1, 4, 1, 1, 1)
     batch = batch * (1 + signed[:, 0] * strength.brightness)
-    grey = (batch * batch.new_tensor(GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    level = grey.mean(dim=(2, 3), keepdim=True)
-    batch = level + (batch - level) * (1 + signed[:, 1] * strength.contrast)
-    grey = level + (grey - level) * (1 + signed[:, 1] * strength.contrast)
-    batch = grey + (batch - grey) * (1 + signed[:, 2] * strength.saturation)
-    angle = signed[:, 3].view(-1) * strength.hue * 2 * math.pi
-    batch = torch.einsum("bij,bjhw->bihw", _hue_rotation(angle), batch)
+    if strength.contrast or strength.saturation:
+        grey = (batch * batch.new_tensor(GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+        level = grey.mean(dim=(2, 3), keepdim=True)
+        batch = level + (batch - level) * (1 + signed[:, 1] * strength.contrast)
+        grey = level + (grey - level) * (1 + signed[:, 1] * strength.contrast)
+        batch = grey + (batch - grey) * (1 + signed[:, 2] * strength.saturation)
+    if strength.hue:
+        angle = signed[:, 3].view(-1) * strength.hue * 2 * math.pi
+        batch = torch.einsum("bij,bjhw->bihw", _hue_rotation(angle), batch)
     return batch.clamp_(0, 1).contiguous(memory_format=torch.channels_last)
 
 
