@@ -54,13 +54,12 @@ class UpdateWatch:
 
     def add(self, client: int, update: Tensor) -> None:
         """Keep the norm and the sketch of a (P,) update."""
-        update = update.double()
-        self._norms[client] = float(update.norm())
-        self._sketches[client] = self._sketch(update).float().numpy()
+        self._norms[client] = float(torch.linalg.vector_norm(update, dtype=torch.float64))
+        self._sketches[client] = self._sketch(update).numpy()
 
     def _sketch(self, update: Tensor) -> Tensor:
         if self._signs is None:
-            return update
+            return update.clone()  # it must not hold the caller's memory
         signed = update * self._signs
         whole = len(signed) // SKETCH * SKETCH
         sums = signed[:whole].view(-1, SKETCH).sum(dim=0)
