@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GREY = (0.299, 0.587, 0.114)
+CHUNK = 64  # images whose statistics are taken at once; more would only take more memory
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ def channel_statistics(images, rows) -> tuple[Tensor, Tensor]:
     total = torch.zeros(3, dtype=torch.float64)
     square = torch.zeros(3, dtype=torch.float64)
     count = 0
-    for start in range(0, len(rows), 1024):
-        chunk = torch.from_numpy(images[rows[start : start + 1024]]).view(-1, 3).double()
+    for start in range(0, len(rows), CHUNK):  # sums of whole numbers: exact, whatever the chunks
+        chunk = torch.from_numpy(images[rows[start : start + CHUNK]]).view(-1, 3).double()
         total += chunk.sum(0)
         square += (chunk**2).sum(0)
         count += len(chunk)
