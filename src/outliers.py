@@ -107,12 +107,13 @@ def _medians_of_others(sketches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.n
     cosine, distance = np.empty(n), np.empty(n)
     for start in starts:
         own = slice(start, min(start + BLOCK, n))
-        block = np.stack(sketches[own]).astype(np.float64)
-        inner = np.hstack([block @ np.stack(sketches[other : other + BLOCK]).T for other in starts])
-        others = np.arange(n) != np.arange(n)[own, None]
-        cosine[own] = _masked_median(inner / lengths[own, None] / lengths, others)
-        apart = np.sqrt(np.maximum(squares[own, None] + squares - 2 * inner, 0))
-        distance[own] = _masked_median(apart, others)
+        block = np.array(sketches[own], np.float64)
+        others = (np.array(sketches[other : other + BLOCK], np.float64) for other in starts)
+        inner = np.hstack([block @ other.T for other in others])
+        apart = np.arange(n) != np.arange(n)[own, None]
+        cosine[own] = _masked_median(inner / lengths[own, None] / lengths, apart)
+        away = np.sqrt(np.maximum(squares[own, None] + squares - 2 * inner, 0))
+        distance[own] = _masked_median(away, apart)
     return cosine, distance
 
 
