@@ -107,14 +107,18 @@ def _medians_of_others(sketches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.n
     cosine, distance = np.empty(n), np.empty(n)
     for start in starts:
         own = slice(start, min(start + BLOCK, n))
-        block = np.array(sketches[own], np.float64)
-        others = (np.array(sketches[other : other + BLOCK], np.float64) for other in starts)
+        block = _stacked(sketches[own])
+        others = (_stacked(sketches[other : other + BLOCK]) for other in starts)
         inner = np.hstack([block @ other.T for other in others])
         apart = np.arange(n) != np.arange(n)[own, None]
         cosine[own] = _masked_median(inner / lengths[own, None] / lengths, apart)
         away = np.sqrt(np.maximum(squares[own, None] + squares - 2 * inner, 0))
         distance[own] = _masked_median(away, apart)
     return cosine, distance
+
+
+def _stacked(sketches: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(sketches).astype(np.float64)  # products of mixed types are slow
 
 
 def _masked_median(table: np.ndarray, mask: np.ndarray) -> np.ndarray:
