@@ -109,7 +109,7 @@ def _medians_of_others(sketches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.n
         own = slice(start, min(start + BLOCK, n))
         block = _stacked(sketches[own])
         others = (_stacked(sketches[other : other + BLOCK]) for other in starts)
-        inner = np.hstack([block @ other.T for other in others])
+        inner = torch.hstack([block @ other.T for other in others]).numpy()
         apart = np.arange(n) != np.arange(n)[own, None]
         cosine[own] = _masked_median(inner / lengths[own, None] / lengths, apart)
         away = np.sqrt(np.maximum(squares[own, None] + squares - 2 * inner, 0))
@@ -117,8 +117,9 @@ def _medians_of_others(sketches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.n
     return cosine, distance
 
 
-def _stacked(sketches: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack(sketches).astype(np.float64)  # products of mixed types are slow
+def _stacked(sketches: Sequence[np.ndarray]) -> Tensor:
+    """For torch, whose products take one thread here, so that sums do not depend on the cores."""
+    return torch.from_numpy(np.stack(sketches)).double()
 
 
 def _masked_median(table: np.ndarray, mask: np.ndarray) -> np.ndarray:
