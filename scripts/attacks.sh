@@ -10,6 +10,7 @@
 #
 #   ATTACKS AGGREGATORS SEEDS     values of the grid, separated by spaces (default all, all, 1)
 #   METHOD=fedavg                 the method
+#   NOISE MISSING                 one value each (default those of the data set)
 #   JOBS, DRY_RUN, PYTHON         as for scripts/sweep.sh
 #
 # No "set -e": a failed run must not end the grid.
@@ -21,7 +22,7 @@ if [ -z "$PYTHON" ]; then
     PYTHON=$root/.venv/bin/python
     [ -x "$PYTHON" ] || PYTHON=python3
 fi
-export PYTHON METHODS=${METHOD:-fedavg} SEEDS=${SEEDS:-1} NOISE="" MISSING=""
+export PYTHON METHODS=${METHOD:-fedavg} SEEDS=${SEEDS:-1} NOISE=${NOISE:-} MISSING=${MISSING:-}
 attacks=${ATTACKS:-none nan sign_flip gaussian label_flip}
 aggregators=${AGGREGATORS:-mean uniform median trimmed krum multikrum geometric clip classwise mean+suppress}
 save=$root/save/attacks
