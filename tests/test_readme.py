@@ -53,6 +53,7 @@ DRY = [line for line in MAIN if not re.search("--resume|--list|--dry-run|--datas
 
 def test_every_command_is_covered() -> None:
     kinds = ("main_fednml.py", "quickstart.sh", "test.sh", "sweep.sh", "table.py", "tensorboard")
+    kinds += ("benchmark.py", "attacks.sh")
     unknown = [line for line in readme_commands() if not any(kind in line for kind in kinds)]
     assert not unknown
     assert len(DRY) >= 3
@@ -122,6 +123,26 @@ def test_the_tables_are_what_their_commands_print(line: str, tmp_path: Path) -> 
     assert len(rows) > 4
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [row for row in rows if row not in text]
+
+
+def test_the_benchmark_runs_small(tmp_path: Path) -> None:
+    """Two of its parts; tests/test_benchmark.py has the others."""
+    (line,) = [line for line in readme_commands() if "benchmark.py" in line and "--small" in line]
+    less = ["--parts", "evaluation", "stages", "--repeats", "1", "--save-dir", str(tmp_path)]
+    done = run([*main_command(line), *less], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "stage of fednml" in done.stdout
+    assert len(list((tmp_path / "benchmarks").glob("*.json"))) == 1
+
+
+def test_the_attacks_are_planned(tmp_path: Path) -> None:
+    (line,) = [line for line in readme_commands() if "attacks.sh" in line]
+    assigned, _, options = line.partition(" bash scripts/attacks.sh")
+    settings = dict(word.split("=", 1) for word in shlex.split(assigned))
+    command = ["bash", str(ROOT / "scripts" / "attacks.sh"), *shlex.split(options)]
+    done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=sys.executable, ATTACKS="nan")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("main_fednml.py") == 10
 
 
 def test_scripts_parse_and_sweep_plans(tmp_path: Path) -> None:
