@@ -101,7 +101,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        lines = pd.read_csv(path)
+        # There is an attack called "nan", which is a name and no number.
+        lines = pd.read_csv(path, keep_default_na=False, na_values={"mAP": [""]})
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give what --csv has written") from error
     absent = {"aggregator", "attack", "seed", "mAP", "selection"} - set(lines)

@@ -59,7 +59,7 @@ class Scale:
 
 
 FULL = Scale(work=Work(), default=Work(), many=Work(clients=1000, images=32, tested=32, epochs=1))
-LITTLE = Work(images=64, tested=256, epochs=1)
+LITTLE = Work(images=64, tested=128, epochs=1)
 SMALL = Scale(
     repeats=2,
     restarts=1,
@@ -67,7 +67,7 @@ SMALL = Scale(
     default=replace(LITTLE, images=32),
     many=Work(clients=1000, images=2, tested=32, size=16, epochs=1, batch=2),
     counts=(4, 1000),
-    files=300,
+    files=150,
     peer_rounds=1,
 )
 

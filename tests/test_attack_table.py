@@ -72,6 +72,13 @@ def test_the_table_of_the_written_rows_is_the_same(runs: Path, tmp_path: Path) -
     assert table(tmp_path / "rows.csv").stdout == first.stdout
 
 
+def test_the_attack_called_nan_is_a_name_and_no_number(runs: Path, tmp_path: Path) -> None:
+    write_run(runs / "n", "nan", "mean", 0.25)
+    first = table(runs, "--csv", tmp_path / "rows.csv")
+    assert "| aggregator | none | nan |" in first.stdout
+    assert table(tmp_path / "rows.csv").stdout == first.stdout
+
+
 def test_another_rule_of_selection(runs: Path) -> None:
     assert "| mean | 0.175 ± 0.035 | 0.050 |" in table(runs, "--selection", "last").stdout
 

@@ -197,7 +197,7 @@ def test_interrupted_sweep_can_go_on(tmp_path):
 
 def test_presets_are_those_promised():
     names = {path.stem for path in PRESETS.glob("*.yaml")}
-    assert names == {"quick", "mured", "rfmid", "brset", "isic", "published"}
+    assert names == {"quick", "compare", "mured", "rfmid", "brset", "isic", "published"}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
