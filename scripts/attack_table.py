@@ -101,8 +101,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        # There is an attack called "nan", which is a name and no number.
-        lines = pd.read_csv(path, keep_default_na=False, na_values={"mAP": [""]})
+        # Only a blank is missing: there is an attack called "nan".
+        lines = pd.read_csv(path, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give what --csv has written") from error
     absent = {"aggregator", "attack", "seed", "mAP", "selection"} - set(lines)

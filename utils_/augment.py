@@ -69,7 +69,8 @@ class Augmenter:
     def _normalise(self, batch: Tensor) -> Tensor:
         """In place; whole pixel rows at a time, since a loop over three channels is slow."""
         mean, std = self._statistics(batch.device, batch.shape[3])
-        batch.permute(0, 2, 3, 1).flatten(2).sub_(mean).div_(std)  # a view of channels-last memory
+        rows = batch.permute(0, 2, 3, 1).view(len(batch), batch.shape[2], -1)  # of channels-last
+        rows.sub_(mean).div_(std)
         return batch
 
     def _statistics(self, device: torch.device, width: int) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,8 @@ def _read_file(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path)
+        # Only a blank is missing: there is an attack called "nan".
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
         absent = [name for name in (*REQUIRED, "run", "last.mAP") if name not in frame]
         if not absent and "config.param" in frame:
             frame["config.param"] = [json.loads(text) for text in frame["config.param"]]
