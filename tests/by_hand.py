@@ -11,7 +11,12 @@ def sigmoid(z: float) -> float:
 
 
 def logit(p: float) -> float:
-    return math.log(p) - math.log1p(-p)
+    return math.log(p) - math.log1p(-p) if p < 1 else math.inf
+
+
+def absence(p: float, share: float) -> float:
+    """How sure a prediction is of absence, were half of the images positive; share at most 0.5."""
+    return sigmoid(logit(min(share, 0.5)) - logit(p)) if p > 0 else 1.0
 
 
 def cross_entropy(z: float, y: float) -> float:

@@ -18,6 +18,7 @@ from utils_.rng import derive
 
 N, C, D = 12, 4, 5
 WARMUP, ROUNDS = 10, 100
+PRIOR = np.array([0.4, 0.3, 0.2, 0.1], np.float32)  # of all sites, as the server tells it
 
 
 def make_method(name: str, *, warmup: int = WARMUP, **param: Any) -> Any:
@@ -92,7 +93,15 @@ def make_batch(client: FakeClient, rows: list[int], *, seed: int = 0) -> Batch:
 
 
 def message(round: int, **extras: np.ndarray) -> Broadcast:
-    return Broadcast(round, TwoLayers().vector.clone(), extras)
+    """Shared priors are part of it, since many methods use them."""
+    return Broadcast(round, TwoLayers().vector.clone(), {"prior": PRIOR} | extras)
+
+
+def share_of(client: FakeClient, c: int) -> float:
+    """Share of positives of a class: the client's own, or what the message says."""
+    known = client.labels.observed[:, c]
+    known = known[~np.isnan(known)]
+    return float(sum(known)) / len(known) if len(known) else float(PRIOR[c])
 
 
 def make_server(method: Any, *, round: int = 0, size: int = 6) -> Server:

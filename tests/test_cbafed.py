@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import cross_entropy, mean
+from by_hand import absence, cross_entropy, mean
 from stand_ins import (
     WARMUP,
     C,
@@ -21,6 +21,7 @@ from stand_ins import (
     make_server,
     message,
     predictions,
+    share_of,
 )
 from tiny import make_config, make_scenario, simulate
 
@@ -56,16 +57,16 @@ def reference_thresholds(used: np.ndarray, images: int, params: Any) -> dict:
     return found
 
 
-def reference_labels(observed: np.ndarray, predicted: np.ndarray, threshold: dict) -> dict:
+def reference_labels(client: FakeClient, threshold: dict, *, balanced: bool) -> dict:
     """The cells in use and their labels."""
-    labels = {}
+    labels, observed = {}, client.labels.observed
     for i, c in np.ndindex(N, C):
-        p = float(predicted[i, c])
+        p, share = float(client.predicted[i, c]), share_of(client, c) if balanced else 0.5
         if not math.isnan(observed[i, c]):
             labels[i, c] = float(observed[i, c])
         elif p > threshold[1, c]:
             labels[i, c] = 1.0
-        elif 1 - p > threshold[0, c]:
+        elif absence(p, share) > threshold[0, c]:
             labels[i, c] = 0.0
     return labels
 
@@ -85,8 +86,10 @@ def table(threshold: dict) -> np.ndarray:
 
 
 @BOTH
-def test_labels_and_objective_against_the_reference(one_threshold: bool) -> None:
-    method, client = make_method("cbafed", one_threshold=one_threshold), make_client()
+@pytest.mark.parametrize("balanced", [True, False])
+def test_labels_and_objective_against_the_reference(one_threshold: bool, balanced: bool) -> None:
+    method = make_method("cbafed", one_threshold=one_threshold, balanced=balanced)
+    client = make_client()
     observed, model = client.labels.observed, TwoLayers()
     draw, sizes = derive(0, "used"), set()
     for round in range(WARMUP, WARMUP + 6):
@@ -97,7 +100,7 @@ def test_labels_and_objective_against_the_reference(one_threshold: bool) -> None
         np.testing.assert_allclose(threshold, table(expected), atol=1e-6)
         client.predicted = predictions(round)
         method.before_local(client, model, message(round, threshold=threshold))
-        labels = reference_labels(observed, client.predicted, expected)
+        labels = reference_labels(client, expected, balanced=balanced)
         target, weight = as_arrays(labels)
         np.testing.assert_array_equal(client.labels.target, target)
         np.testing.assert_array_equal(client.labels.weight, weight)
@@ -120,7 +123,8 @@ def test_labels_and_objective_against_the_reference(one_threshold: bool) -> None
 
 
 def test_the_warm_up_labels_nothing() -> None:
-    method, client = make_method("cbafed"), make_client(predicted=predictions(0))
+    method = make_method("cbafed", balanced=False)
+    client = make_client(predicted=predictions(0))
     loosest = np.full((2, C), 0.5, np.float32)
     method.before_local(client, None, message(WARMUP - 1, threshold=loosest))
     assert set(np.unique(client.labels.status)) == {MISSING, OBSERVED}
@@ -160,8 +164,9 @@ def test_a_class_without_labels_is_not_guessed_at() -> None:
 
 
 def report(client: int, model: list[float], used: list, samples: int = 10) -> Report:
-    counts = np.array(used, np.float32)
-    return Report(client, samples, torch.tensor(model), {"used": counts})
+    names, counts = ("used", "positives", "annotated"), np.array(used, np.float32)
+    extras = dict(zip(names, (counts, counts[1], counts.sum(axis=0)), strict=True))
+    return Report(client, samples, torch.tensor(model), extras)
 
 
 def play(method: Any, rounds: int) -> tuple[list, list]:

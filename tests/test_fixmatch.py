@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import cross_entropy, mean, sigmoid
-from stand_ins import C, TwoLayers, make_batch, make_client, make_method, message
+from by_hand import absence, cross_entropy, mean, sigmoid
+from stand_ins import C, TwoLayers, make_batch, make_client, make_method, message, share_of
 from tiny import make_config, make_scenario, simulate
 
 from utils_.datasets.base import ImageDataset
@@ -19,6 +19,7 @@ VARIANTS = pytest.mark.parametrize(
         {"confident": 0.8},
         {"confident": 0.8, "all_classes": True},
         {"confident": 0.6, "all_classes": True, "unlabelled": 3},
+        {"confident": 0.8, "balanced": False},
         {},
     ],
 )
@@ -31,7 +32,11 @@ def reference(method: Any, client: Any, batch: Any, model: TwoLayers) -> tuple[f
     supervised, unlabelled, missing, used = [], 0.0, 0, 0
     for b, row in enumerate(batch.rows):
         gaps = [c for c in range(C) if not client.labels.annotated[row, c]]
-        sure = {c for c in gaps if sigmoid(abs(weak[b][c])) >= params.confident}
+        sure = set()
+        for c in gaps:
+            p, share = sigmoid(weak[b][c]), share_of(client, c) if params.balanced else 0.5
+            if max(p, absence(p, share)) >= params.confident:
+                sure.add(c)
         if params.all_classes and len(sure) < len(gaps):
             sure = set()
         for c in range(C):
@@ -52,28 +57,41 @@ def test_the_objective_against_the_reference(seed: int, param: dict) -> None:
     loss = method.loss(client, model, batch, message(0)).item()
     expected, share = reference(method, client, batch, model)
     assert loss == pytest.approx(expected, abs=1e-6)
-    assert method.after_local(client, model, message(0)) == {}
+    assert set(method.after_local(client, model, message(0))) == {"positives", "annotated"}
     assert client.logs["pseudo_share"] == pytest.approx(share)
 
 
 def test_the_references_differ() -> None:
     """The variants are told apart by these batches: none is equal to another by chance."""
-    client, model = make_client(), TwoLayers(0)
+    client, model = make_client(), TwoLayers(3)
     batch = make_batch(client, ROWS)
     several = make_method("fixmatch", confident=0.8), make_method("fixmatch")
     several += (make_method("fixmatch", confident=0.8, all_classes=True),)
+    several += (make_method("fixmatch", confident=0.8, balanced=False),)
     found = {round(reference(method, client, batch, model)[0], 5) for method in several}
-    assert len(found) == 3
+    assert len(found) == 4
+
+
+def test_a_prediction_at_the_prior_is_sure_of_nothing() -> None:
+    """The trap: against plain predictions, every image surely lacks a rare class."""
+    probability, rarity = torch.tensor([[0.02, 0.0005]]), torch.full((2,), 0.02)
+    _, sure = make_method("fixmatch").pseudo_labels(probability, rarity, torch.ones(1, 2).bool())
+    assert sure.tolist() == [[False, True]]
+    label, sure = make_method("fixmatch").pseudo_labels(
+        torch.full((1, 1), 0.97), torch.full((1,), 0.02), torch.ones(1, 1).bool()
+    )
+    assert (label.item(), sure.item()) == (1, True)
 
 
 def test_with_many_missing_classes_no_image_is_sure_of_all() -> None:
     """The trap of the all-classes condition: one doubtful class takes away all the others."""
     probability = torch.tensor([[0.99, 0.01, 0.6, 0.98], [0.99, 0.01, 0.97, 0.5]])
     missing = torch.tensor([[True, True, True, True], [True, True, True, False]])
-    label, sure = make_method("fixmatch").pseudo_labels(probability, missing)
+    half = torch.full((4,), 0.5)
+    label, sure = make_method("fixmatch").pseudo_labels(probability, half, missing)
     assert sure.tolist() == [[True, True, False, True], [True, True, True, False]]
     assert label[sure].tolist() == [1, 0, 1, 1, 0, 1]
-    strict = make_method("fixmatch", all_classes=True).pseudo_labels(probability, missing)
+    strict = make_method("fixmatch", all_classes=True).pseudo_labels(probability, half, missing)
     assert strict[1].tolist() == [[False] * 4, [True, True, True, False]]
 
 

@@ -13,6 +13,7 @@ from stand_ins import (
     WARMUP,
     C,
     D,
+    FakeClient,
     N,
     TwoLayers,
     make_batch,
@@ -27,6 +28,7 @@ from tiny import make_config, make_scenario, simulate
 from src.messages import Report
 from utils_.centroids import judge, moved, pooled
 from utils_.datasets.base import ImageDataset
+from utils_.pseudo_labels import likeliest
 from utils_.rng import derive
 
 ROWS = [[3, 0, 7, 11, 5], [1, 2, 4, 6], [8, 9, 10]]
@@ -46,11 +48,24 @@ def make_centroids(seed: int = 0, *, unknown: bool = True) -> np.ndarray:
 class Reference:
     """One client's round."""
 
-    def __init__(self, method: Any, centroids: np.ndarray, predicted: np.ndarray, round: int):
+    def __init__(self, method: Any, centroids: np.ndarray, client: FakeClient, round: int):
+        observed, predicted = client.labels.observed, client.predicted
         self.params, self.plan, self.round = method.params, method.plan, round
         self.centroids = {vc: centroids[vc].astype(float).tolist() for vc in np.ndindex(2, C)}
-        self.predicted = predicted
+        self.observed = observed
         self.found: set = set()
+
+        self.present = self.likeliest(predicted) if method.params.balanced else predicted > 0.5
+
+    def likeliest(self, predicted: np.ndarray) -> np.ndarray:
+        """As many images a class as the client's annotations of it call for."""
+        present = np.zeros((N, C), bool)
+        for c in range(C):
+            order = sorted(range(N), key=lambda i: -predicted[i, c])
+            observed = self.observed[:, c][~np.isnan(self.observed[:, c])]
+            share = sum(observed) / len(observed) if len(observed) else 0
+            present[order[: round(share * N)], c] = True
+        return present
 
     def known(self, v: int, c: int) -> bool:
         return any(self.centroids[v, c])
@@ -82,7 +97,7 @@ class Reference:
                 own = self.centroids[y, c]
                 pull.append(mean((f - m) ** 2 for f, m in zip(features[b], own, strict=True)))
             if not believed and self.round >= self.plan.warmup_rounds:
-                y = int(self.predicted[batch.rows[b], c] > 0.5)
+                y = int(self.present[batch.rows[b], c])
             supervised.append(cross_entropy(logits[b][c], y))
             doubt.append(binary_entropy(sigmoid(logits[b][c])))
             members.setdefault((y, c), []).append(features[b])
@@ -104,12 +119,14 @@ class Reference:
 # ---- the client
 
 
-@pytest.mark.parametrize("param", [{}, {"drop": 0.5, "centroid": 3, "entropy": 0.1}])
+@pytest.mark.parametrize(
+    "param", [{}, {"drop": 0.5, "centroid": 3, "entropy": 0.1, "balanced": False}]
+)
 @pytest.mark.parametrize("round", [1, 5, 10, 40])
 def test_a_round_of_a_client_against_the_reference(round: int, param: dict) -> None:
     method, client, model = make_method("rofl", **param), make_client(), TwoLayers()
     client.predicted, centroids = predictions(round), make_centroids()
-    reference = Reference(method, centroids, client.predicted, round)
+    reference = Reference(method, centroids, client, round)
     method.before_local(client, model, message(round, centroids=centroids))
     for step, rows in enumerate(ROWS):
         batch = make_batch(client, rows, seed=step)
@@ -211,6 +228,13 @@ def test_an_unknown_centroid_judges_nobody_and_becomes_the_first_mean() -> None:
     assert torch.equal(now[:, 3], means[:, 3])
     assert torch.equal(now[:, 1], centroids[:, 1])
     assert not torch.equal(now[0, 2], means[0, 2])
+
+
+def test_the_likeliest_images_get_the_label() -> None:
+    """As many as the share says, the first of equals; none of a class nobody has seen."""
+    predicted = np.array([[0.1, 0.3, 0.9], [0.4, 0.3, 0.9], [0.2, 0.3, 0.9], [0.3, 0.1, 0.9]])
+    found = likeliest(predicted, np.array([0.5, 0.5, np.nan]))
+    assert found.T.tolist() == [[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
 
 
 # ---- the server

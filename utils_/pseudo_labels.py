@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from utils_.labels import LabelState
 
@@ -17,14 +18,31 @@ def snap(probability: np.ndarray, confident: float, prior: np.ndarray | None = N
     Args:
         probability: (N, C) in [0, 1].
         confident: in [0.5, 1].
-        prior: (C,) share of positives, NaN where unknown; or None. Taken for 0.5 there, and where
-            it is more: a frequent class is no reason to call a likely positive absent.
+        prior: (C,) share of positives, NaN where unknown; or None.
     """
-    share = 0.5 if prior is None else np.nan_to_num(prior, nan=0.5).clip(1e-4, 0.5)
-    doubt = (1 - confident) * share
-    low = doubt / (doubt + confident * (1 - share))
+    absent = 1 - probability if prior is None else absence(probability, rarity(prior))
     hard = np.where(probability > confident, 1.0, probability)
-    return np.where(probability < low, 0.0, hard).astype(np.float32)
+    return np.where(absent > confident, 0.0, hard).astype(np.float32)
+
+
+def rarity(prior: np.ndarray) -> np.ndarray:
+    """(C,) float32 share of positives, at most 0.5, and 0.5 where unknown; see :func:`absence`."""
+    return np.nan_to_num(prior, nan=0.5).clip(1e-4, 0.5).astype(np.float32)
+
+
+def absence(probability: np.ndarray | Tensor, rarity: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """How sure a prediction is of a class's absence, as if half of the images had the class.
+
+    Published thresholds are for classes of equal size or for weighted losses. Held against plain
+    predictions, every image would surely lack a rare class, and pseudo-labels would teach just
+    that. A frequent class is no reason to call a likely positive absent: hence at most 0.5.
+
+    Args:
+        probability: (N, C) in [0, 1].
+        rarity: (C,) from :func:`rarity`; 0.5 gives 1 - ``probability``.
+    """
+    absent, present = (1 - probability) * rarity, probability * (1 - rarity)
+    return absent / (absent + present)
 
 
 def agreement_and_loss(
@@ -80,3 +98,18 @@ def prior(positives: np.ndarray, annotated: np.ndarray) -> np.ndarray:
     """(C,) share of positives; NaN for a class without annotated cells."""
     share = np.where(annotated > 0, positives, np.nan) / np.maximum(annotated, 1)
     return share.astype(np.float32)
+
+
+def likeliest(probability: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Hard labels, present in the images of highest prediction, a ``share`` of them per class.
+
+    Args:
+        probability: (N, C).
+        share: (C,) in [0, 1]; NaN, where unknown, counts as 0.
+
+    Returns:
+        (N, C) float32 in {0, 1}; equal predictions in the order of the images.
+    """
+    count = np.round(np.nan_to_num(share) * len(probability))
+    rank = (-probability).argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+    return (rank < count).astype(np.float32)

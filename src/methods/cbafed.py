@@ -3,6 +3,8 @@
 After Li, Li and Wang, CVPR 2023 (methods.md 11), multi-label: a cell is a question with two
 answers, so the distribution whose rare values get lower thresholds is, for each class, that of
 absence and presence among the labels in use. A class without any gets the highest threshold.
+An absence is sure relative to the class's share of positives, which the sites share: every plain
+prediction of a rare class is small, and labels from it would all say absent (``balanced=false``).
 FedMLP's port has one threshold a class, from the share of its cells in use, for both answers
 (``one_threshold``). Left out: second-best labels of rare classes, which binary cells do not have.
 All sites are labelled in part, so the warm-up is FedAvg over all of them; the release connects its
@@ -17,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.methods.base import Method, param
+from src.methods.base import SharedPriors, param
+from utils_.pseudo_labels import absence, rarity
 
 
-class CBAFed(Method):
+class CBAFed(SharedPriors):
     """Class-balanced adaptive pseudo-labels (methods.md 11)."""
 
     paper = "Li, Li and Wang, CVPR 2023"
@@ -36,6 +39,7 @@ class CBAFed(Method):
         residual: float = param(0.5, "share of the earlier model in a residual connection")
         residual_every: int = param(5, "rounds between two residual connections", 1, 10_000)
         warmup_residual: float = param(0.0, "the same share during the warm-up; 0: none")
+        balanced: bool = param(True, "sure of an absence: relative to the share of positives")
         one_threshold: bool = param(False, "one threshold a class, as in FedMLP's port")
 
     def before_local(self, client, model, message) -> None:
@@ -44,6 +48,8 @@ class CBAFed(Method):
         probability, missing = client.predict(model), ~client.labels.annotated
         absent, present = message.extras["threshold"]
         positive, negative = probability > present, 1 - probability > absent
+        if self.params.balanced:
+            negative = absence(probability, rarity(self.prior(client, message))) > absent
         sure = missing & (positive | negative)
         client.labels.correct(sure, positive)
         client.labels.correct(missing & ~sure & (client.labels.weight > 0), 0, weight=0)
@@ -52,7 +58,8 @@ class CBAFed(Method):
     def after_local(self, client, model, message) -> dict[str, np.ndarray]:
         used = client.labels.weight > 0
         present = used & (client.labels.target > 0.5)
-        return {"used": np.stack([used & ~present, present]).sum(axis=1).astype(np.float32)}
+        used = np.stack([used & ~present, present]).sum(axis=1).astype(np.float32)
+        return {"used": used} | super().after_local(client, model, message)
 
     def aggregate(self, server, reports) -> Tensor:
         by_labels = (replace(r, samples=r.trust * max(1, r.extras["used"].sum())) for r in reports)
@@ -75,6 +82,7 @@ class CBAFed(Method):
     def after_round(self, server, reports) -> None:
         used = np.sum([report.extras["used"] for report in reports], axis=0, dtype=np.float64)
         images = sum(report.samples for report in reports)
+        super().after_round(server, reports)
         server.memory["threshold"] = self.thresholds(used, images)
 
     def thresholds(self, used: np.ndarray, images: int) -> np.ndarray:
@@ -98,4 +106,5 @@ class CBAFed(Method):
 
     def extras(self, server) -> dict[str, np.ndarray]:
         highest = np.full((2, self.plan.classes), self.params.high, np.float32)
-        return {"threshold": server.memory.get("threshold", highest)}
+        threshold = {"threshold": server.memory.get("threshold", highest)}
+        return threshold | super().extras(server)

@@ -44,7 +44,7 @@ class FedELC(Method):
 
         voters: int = param(9, "mixtures that vote on who is noisy", 1, 1000)
         min_cells: int = param(5, "fewest labels of a kind whose mean loss is told", 1, 1_000_000)
-        min_gap: float = param(0.0, "least gap of the groups' mean normalised loss; 1: no split")
+        min_gap: float = param(0.5, "least gap of the groups' mean normalised loss; 1: no split")
         scale: float = param(10.0, "logit at which a label starts", 0.1, 100)
         rate: float = param(15.6, "step of a label's logits down the loss of its image", 0, 1e5)
         tie: float = param(0.5, "weight of what ties labels to the annotations", 0, 100)

@@ -12,7 +12,8 @@ the second round. Where only some sites take part the vote is repeated until all
 site not heard counts as clean. What a site cannot tell is left out of its row; the release takes
 the least of the column (``fill_minimum=true``), but then classes not annotated make a site look
 clean. Distances are L2 norms of all parameters, as in the paper; the release adds up one norm a
-tensor, BatchNorm statistics included. Where nobody is noisy, or nobody clean: FedAvg's mean.
+tensor, BatchNorm statistics included. Where nobody is noisy, or nobody clean: FedAvg's mean. A
+mixture splits equally noisy sites as well: groups nearer than ``min_gap`` are one (release: 0).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class FedNoRo(Method):
         voters: int = param(9, "mixtures that vote on who is noisy", 1, 1000)
         min_cells: int = param(5, "fewest labels of a kind whose mean loss is told", 1, 1_000_000)
         fill_minimum: bool = param(False, "untold losses become the column's least, as released")
-        min_gap: float = param(0.0, "least gap of the groups' mean normalised loss; 1: no split")
+        min_gap: float = param(0.5, "least gap of the groups' mean normalised loss; 1: no split")
         kd_weight: float = param(0.8, "largest weight of the distillation term")
         kd_end: float = param(0.49, "share of the rounds at which it is reached")
         kappa: float = param(5.0, "steepness of its ramp", 0, 50)

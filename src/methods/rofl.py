@@ -7,7 +7,9 @@ is about wrong labels: cells without a label keep no weight in any term. The fea
 gradient into the centroid term (the unofficial release detaches them, so that its term does
 nothing), and the squared distance is a mean over the dimensions, or the term would collapse the
 features. The server's cosine weights are never negative; where they vanish, all sites that saw the
-class count alike. Pseudo-labels are one pass in batches; ``warmup_rounds`` is the paper's T_pl.
+class count alike. Pseudo-labels are one pass in batches; ``warmup_rounds`` is the paper's T_pl. The
+paper's are the likeliest class of an image; here a class is predicted in as many images, the
+likeliest, as it is annotated in, since few predictions of a rare class pass 0.5 (``balanced``).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from src.methods.base import Method, param
 from utils_.bernoulli import entropy
 from utils_.centroids import batch_means, judge, moved, pooled
 from utils_.prototypes import class_prototypes
+from utils_.pseudo_labels import class_counts, likeliest, prior
 
 
 class RoFL(Method):
@@ -39,6 +42,7 @@ class RoFL(Method):
         drop_rounds: int = param(10, "rounds over which that share grows from 0", 1, 10_000)
         centroid: float = param(1.0, "weight of the centroid term after the warm-up", 0, 100)
         entropy: float = param(0.8, "weight of the entropy term", 0, 100)
+        balanced: bool = param(True, "a class is predicted as often as it is annotated")
 
     def before_local(self, client, model, message) -> None:
         centroids = message.extras.get("centroids")
@@ -48,7 +52,14 @@ class RoFL(Method):
         client.cache["centroids"] = torch.from_numpy(centroids.copy()).to(model.device)
         client.cache["found"] = torch.zeros(2, self.plan.classes, device=model.device).bool()
         if message.round >= self.plan.warmup_rounds:
-            client.cache["pseudo"] = torch.from_numpy(client.predict(model) > 0.5).float()
+            client.cache["pseudo"] = torch.from_numpy(self.pseudo_labels(client, model))
+
+    def pseudo_labels(self, client, model) -> np.ndarray:
+        """(n, C) float32 in {0, 1}, by the received model."""
+        predicted = client.predict(model)
+        if not self.params.balanced:
+            return (predicted > 0.5).astype(np.float32)
+        return likeliest(predicted, prior(**class_counts(client.labels)))
 
     def loss(self, client, model, batch, message) -> Tensor:
         features, logits = model.features(batch.images)

@@ -1,13 +1,15 @@
 """RSCFed: consensus of random groups of clients, and a mean teacher at each site.
 
 After Liang et al., CVPR 2022 (methods.md 11), multi-label: the supervised loss on annotated cells,
-consistency with the sharpened teacher on missing ones. The second view is a strong one here, so
-the student takes it and the teacher the weak one. The paper's teacher (EMA, early steps counted
-as 1/step) is kept, with its step count, from round to round. A group takes a share of the
-reporting clients, so groups differ with 4 clients as with 100 (paper: 5 of 10, thrice). Weights
-are formed in logarithms: the release's underflow to 0/0 when models lie far apart. Distances are
-norms of all parameters; the release adds up one norm a tensor. Its sixfold weight of labelled
-clients has no counterpart, since all sites are labelled in part. The warm-up is FedAvg.
+consistency with the teacher on missing ones. The paper sharpens the teacher (``sharpening=2``) and
+keeps 0.999 of it; on rare classes, where all predictions are small, sharpening teaches absence, and
+so slow a teacher is that of the first rounds. FedMLP's port does not sharpen. The second view is a
+strong one here, so the student takes it and the teacher the weak one. The paper's teacher (EMA,
+early steps counted as 1/step) is kept, with its step count, from round to round. A group takes a
+share of the reporting clients, so groups differ with 4 clients as with 100 (paper: 5 of 10,
+thrice). Weights are formed in logarithms: the release's underflow to 0/0 when models lie far apart.
+Distances are norms of all parameters; the release adds up one norm a tensor. Its sixfold weight of
+labelled clients has no counterpart, since all sites are labelled in part. The warm-up is FedAvg.
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ class RSCFed(Method):
         groups: int = param(10, "random groups in a round", 1, 1000)
         group_share: float = param(0.6, "share of the reporting clients in a group, rounded up")
         distance: float = param(100.0, "how much distance to the group's mean counts", 0, 1e6)
-        ema: float = param(0.999, "largest share of the old teacher kept at a step")
+        ema: float = param(0.99, "largest share of the old teacher kept at a step")
         consistency: float = param(1.0, "weight of the consistency term", 0, 100)
-        sharpening: float = param(2.0, "power of the teacher's odds; 1 leaves them", 1, 10)
+        sharpening: float = param(1.0, "power of the teacher's odds; 1 leaves them", 1, 10)
 
     def before_local(self, client, model, message) -> None:
         if message.round < self.plan.warmup_rounds:
