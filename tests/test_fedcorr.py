@@ -248,7 +248,7 @@ def reference_loss(
 
 @pytest.mark.parametrize(("round", "level"), [(0, 0.0), (3, 0.4), (9, 0.4), (10, 0.4), (60, 0.4)])
 def test_the_objective_against_the_reference(round: int, level: float) -> None:
-    method, client, model = make_method("fedcorr"), make_client(), TwoLayers()
+    method, client, model = make_method("fedcorr", proximal=5), make_client(), TwoLayers()
     client.round, client.predicted = round, make_predictions(0)
     levels = np.array([level, 0.9, 0], np.float32)
     method.before_local(client, model, message(round, noise_level=levels))

@@ -364,7 +364,7 @@ def test_the_aggregation_is_the_mean_where_sites_see_in_proportion_to_their_imag
 
 def test_class_weights_are_those_of_all_sites() -> None:
     """A site that does not take part counts with its latest report."""
-    method, server = make_method(), SimpleNamespace(memory={})
+    method, server = make_method(balance=True), SimpleNamespace(memory={})
     assert method.extras(server)["class_weight"].tolist() == [1] * C
 
     def report(client: int, positives: list, annotated: list) -> Report:
@@ -374,7 +374,7 @@ def test_class_weights_are_those_of_all_sites() -> None:
     method.after_round(server, [report(0, [1, 0, 0, 5], [9, 9, 0, 10])])
     method.after_round(server, [report(2, [1, 0, 0, 0], [3, 3, 0, 0])])
     np.testing.assert_allclose(method.extras(server)["class_weight"], [1, 0.2, 0.2, 0.2])
-    assert make_method(balance=False).extras(server)["class_weight"].tolist() == [1] * C
+    assert make_method().extras(server)["class_weight"].tolist() == [1] * C
 
 
 # ---- whole runs

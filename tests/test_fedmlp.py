@@ -258,7 +258,7 @@ def test_the_objective_against_the_reference(round: int, adjust: bool, distil: b
 
 def test_the_adjustment_of_a_class_without_positives_or_annotations_is_finite() -> None:
     client = FakeClient(LabelState(make_observed()))
-    make_method().before_local(client, None, message(0))
+    make_method(logit_adjustment=True).before_local(client, None, message(0))
     shift = client.cache["shift"].numpy()
     assert shift[1] == pytest.approx(math.log(0.5 / (N + 0.5)), abs=1e-6)
     assert shift[3] == 0

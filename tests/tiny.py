@@ -47,7 +47,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "fednml": {"refresh_every": 1, "min_images": 4, "min_gap": 0, "confident": 0.5},
     "fedmlp": {"negative_rate": 0.5, "positive_rate": 0.5, "upper": 0.51, "lower": 0.49},
     "fedlsm": {"uncertain": 0.3, "confident": 0.4, "ema": 0.5, "high": 0.52, "low": 0.48}
-    | {"uncertain_high": 0.51, "uncertain_low": 0.49},
+    | {"uncertain_high": 0.51, "uncertain_low": 0.49, "balance": True},
     "fixmatch": {"confident": 0.75},
     "cbafed": {"low": 0.5, "high": 0.52, "residual_every": 1},
     "rscfed": {"groups": 4, "ema": 0.8},

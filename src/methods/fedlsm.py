@@ -4,11 +4,12 @@ After Deng, Luo and Chen, MICCAI 2023 (methods.md 5), multi-label. Masks and cla
 single entries before the mean, which runs over their sum; the release takes the mean before. Images
 are ranked in evaluation mode. A class is annotated where somebody looked, with or without a
 positive; masks may be of single cells. A head row whose class nobody has seen is the plain mean.
-Class weights come from counts that the sites report each round (the release sends them once and
-its server reads the labels) and are capped: a class of few positives would drown the rest.
-Every image is visited once an epoch; an uncertain one is mixed with a confident one of its batch
-and left out of the pseudo-label term, which keeps the release's ratio of both. Pools are shares of
-the site (500 and 2000 of about 10,000 images). The optimiser starts anew each round, as for all.
+Class weights are off by default (``balance``; in the release they act on no class by itself). They
+come from counts that the sites report each round (the release sends them once and its server reads
+the labels) and are capped: a class of few positives would drown the rest. Every image is visited
+once an epoch; an uncertain one is mixed with a confident one of its batch and left out of the
+pseudo-label term, which keeps the release's ratio of both. Pools are shares of the site (500 and
+2000 of about 10,000 images). The optimiser starts anew each round, as for all.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class FedLSM(Method):
         uncertain_low: float = param(0.005, "the same for uncertain images", 0, 0.5)
         mixup: float = param(0.2, "both parameters of the Beta distribution", 0.01, 10)
         mixup_weight: float = param(0.1, "weight of the MixUp term", 0, 10)
-        balance: bool = param(True, "classes weighted by negatives per positive of all sites")
+        balance: bool = param(False, "classes weighted by negatives per positive of all sites")
         class_weight_cap: float = param(100.0, "largest of these weights", 1, 1e6)
 
     def before_local(self, client, model, message) -> None:

@@ -1,17 +1,16 @@
 """FedMLP: a teacher for what a site does not annotate, then labels tagged by class prototypes.
 
 After Sun et al., MICCAI 2024 (methods.md 4). First stage (the warm-up, a tenth of the rounds as in
-the paper): the supervised loss on annotated cells, with logit adjustment as in the paper but not in
-the release, and consistency with the received model on the others. Second stage: of the cells not
-annotated, those nearest to the prototype of absence or presence are tagged for good, the teacher
-keeps the rest (in the paper; the release drops it: ``distil=false``).
-The share tagged in a round grows with the class's learning degree, the share of its missing cells
-that the sites' models are sure of: ``adaptive=false`` is the release, which computes the degree and
-leaves it unused; rates of 1 tag the degree itself, the release's commented alternative. The default
-rates are ten times the release's (0.005 and 0.01), whose second stage has 450 rounds. At least one
-cell a group is tagged; both groups are tagged whatever the other holds; masks may be of single
-cells; priors, with half a cell added to either count, and prototypes see annotated cells alone; a
-site without positives has no say in their prototype. The last batch counts by its true size.
+the paper): the supervised loss on annotated cells, without logit adjustment as in the release (in
+the paper with it), and consistency with the received model on the others. Second stage: of the
+cells not annotated, those nearest to the prototype of absence or presence are tagged for good, the
+teacher keeps the rest (in the paper; the release drops it: ``distil=false``). The share tagged in a
+round grows with the class's learning degree, the share of its missing cells that the sites' models
+are sure of: ``adaptive=false`` is the release, which computes the degree and leaves it unused;
+rates of 1 tag the degree itself, the release's commented alternative. At least one cell a group is
+tagged; both groups are tagged whatever the other holds; masks may be of single cells; priors, with
+half a cell added to either count, and prototypes see annotated cells alone; a site without
+positives has no say in their prototype. The last batch counts by its true size.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ class FedMLP(Method):
     class Params:
         """Every constant of the method."""
 
-        negative_rate: float = param(0.05, "share of the likely absent cells tagged in a round")
-        positive_rate: float = param(0.1, "share of the likely present cells tagged in a round")
+        negative_rate: float = param(0.005, "share of the likely absent cells tagged in a round")
+        positive_rate: float = param(0.01, "share of the likely present cells tagged in a round")
         adaptive: bool = param(True, "rates in proportion to the class's learning degree")
         upper: float = param(0.7, "a model is sure of a prediction above it", 0.5)
         lower: float = param(0.3, "a model is sure of a prediction below it", 0, 0.5)
-        logit_adjustment: bool = param(True, "train logits shifted by the site's log prior odds")
+        logit_adjustment: bool = param(False, "train logits shifted by the site's log prior odds")
         distil: bool = param(True, "the teacher stays for untagged cells in the second stage")
 
     def before_local(self, client, model, message) -> None:

@@ -25,7 +25,7 @@ class FedProx(Method):
     class Params:
         """The paper tries 0.001, 0.01, 0.1 and 1."""
 
-        mu: float = param(0.01, "strength of the proximal term; 0 is FedAvg", 0, 1000)
+        mu: float = param(0.001, "strength of the proximal term; 0 is FedAvg", 0, 1000)
 
     def before_local(self, client, model, message) -> None:
         client.cache["received"] = model.parameters.detach().clone()
