@@ -21,17 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.client import Client
-from src.config import Config, resolve, worker_count
+from src.config import Config, resolve
 from src.methods.base import Method, Plan
 from src.methods.fednml import FedNML
 from src.models import PREDICT_BATCH, FlatAdamW, FlatModel, build_module
 from src.outliers import UpdateWatch
 from src.server import Server
 from src.simulation import Simulation, build_model, resolve_device
-from src.workers import ParallelRunner, SequentialRunner
 from utils_.augment import AUGMENT, Augmenter, Strength, affine_rows, channel_statistics
 from utils_.datasets.base import TEST, TRAIN, ImageDataset
-from utils_.environment import processor_count
 from utils_.labels import LabelState
 from utils_.metrics import multilabel_metrics
 from utils_.rng import derive, derive_seed
@@ -114,12 +112,7 @@ class Federation:
         model = build_model(config, classes=work.classes)
         self.simulation = Simulation(config, dataset, random_scenario(work, dataset), model)
         self.server = self.simulation.server
-        parts = (self.simulation.clients, self.simulation.method, model)
-        workers = worker_count(config, processor_count())
-        if workers == 1 or model.device.type == "cuda":
-            self.runner = SequentialRunner(*parts)
-        else:
-            self.runner = ParallelRunner(*parts, workers=workers)
+        self.runner = self.simulation.start_runner()
 
     def round(self) -> None:
         """Select, broadcast, train, aggregate."""

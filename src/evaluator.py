@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils_.augment import Augmenter
 from utils_.datasets.base import TEST, VAL, ImageDataset
 from utils_.diagnostics import label_counts, pool
 from utils_.labels import Oracle
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from src.client import Client
-    from src.models import FlatModel
 
 
 class Evaluator:
@@ -31,14 +29,18 @@ class Evaluator:
 
     Attributes:
         annotated: (K, C) bool, which site annotates which class.
+        probabilities: predicts, see :class:`src.models.Predictor`; a runner may take its place.
     """
 
     def __init__(
-        self, dataset: ImageDataset, scenario: Scenario, model: FlatModel, augmenter: Augmenter
+        self,
+        dataset: ImageDataset,
+        scenario: Scenario,
+        probabilities: Callable[[Tensor, np.ndarray], np.ndarray],
     ) -> None:
         self._oracle = Oracle(dataset.labels, scenario.noisy)
         self._classes = dataset.classes
-        self._images, self._model, self._augmenter = dataset.images, model, augmenter
+        self._images, self.probabilities = dataset.images, probabilities
         self._rows = {part: np.flatnonzero(scenario.part == part) for part in (VAL, TEST)}
         clients = range(int(scenario.client.max()) + 1)
         self._client_rows = [scenario.rows(k) for k in clients]
@@ -56,13 +58,9 @@ class Evaluator:
         Of several vectors, (K, P), one after the other: both (K n, C).
         """
         rows = self._rows[part]
-        found = [self._predict_one(one, rows) for one in torch.atleast_2d(vector)]
+        found = [self.probabilities(one, rows) for one in torch.atleast_2d(vector)]
         truth = self._oracle.true(rows)
         return np.concatenate(found), np.tile(truth, (len(found), 1))
-
-    def _predict_one(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:
-        self._model.load(vector)
-        return self._model.predict(self._images, rows, augmenter=self._augmenter)
 
     def score(self, vector: Tensor, part: int) -> Metrics:
         """Metrics of one vector, or the mean over the sites' own, (K, P).

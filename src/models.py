@@ -225,6 +225,20 @@ class FlatModel:
         return FlatAdamW(self.parameters, lr=lr, weight_decay=weight_decay)
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """A model and the images it can be shown, without their labels."""
+
+    model: FlatModel
+    images: np.ndarray
+    augmenter: Augmenter
+
+    def __call__(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:
+        """(n, C) probabilities of the chosen images by a (P,) vector, which the model keeps."""
+        self.model.load(vector)
+        return self.model.predict(self.images, rows, augmenter=self.augmenter)
+
+
 def build_module(name: str, *, classes: int, weights: str, seed: int) -> nn.Module:
     """Build a backbone with a linear head of ``classes`` logits.
 

@@ -20,7 +20,7 @@ from src.interruption import Interrupted
 from src.messages import Report, message_bytes
 from src.methods import method_class
 from src.methods.base import Method, parse_params
-from src.models import FlatModel, build_module
+from src.models import FlatModel, Predictor, build_module
 from src.results import is_due, summarise
 from src.server import Server
 from src.workers import ParallelRunner, SequentialRunner
@@ -58,7 +58,8 @@ class Simulation:
         train_rows = np.flatnonzero(scenario.part == TRAIN)
         augmenter = Augmenter(*channel_statistics(dataset.images, train_rows))
         attack = draw_attack(config)
-        self.evaluator = Evaluator(dataset, attack.scenario(scenario), model, augmenter)
+        self.predictor = Predictor(model, dataset.images, augmenter)
+        self.evaluator = Evaluator(dataset, attack.scenario(scenario), self.predictor)
         self.clients = build_clients(dataset, scenario, self.method, augmenter, attack=attack)
         self.server = Server(model.snapshot(), self.method, Layout.of(model))
         self.best = self.server.model
@@ -82,7 +83,7 @@ class Simulation:
         Raises:
             Interrupted: ``stop`` said so.
         """
-        runner = self._runner()
+        runner = self.start_runner()
         if self.server.round == 0:
             self.server.meet(client.introduce() for client in self.clients)
         try:
@@ -97,9 +98,9 @@ class Simulation:
                     self.save(folder)
                 if stopping and self.server.round < self.config.rounds:
                     raise Interrupted
+            return summarise(self, log)
         finally:
             runner.close()
-        return summarise(self, log)
 
     @property
     def scored(self) -> torch.Tensor:
@@ -175,11 +176,16 @@ class Simulation:
         finished = self.server.round == self.config.rounds
         return finished or self.server.round % self.config.checkpoint_every == 0
 
-    def _runner(self) -> SequentialRunner | ParallelRunner:
+    def start_runner(self) -> SequentialRunner | ParallelRunner:
+        """What trains the clients from now on, and predicts for the evaluator; to be closed."""
         workers = worker_count(self.config, processor_count())
+        parts = self.clients, self.method, self.predictor
         if workers == 1 or self.model.device.type == "cuda":
-            return SequentialRunner(self.clients, self.method, self.model)
-        return ParallelRunner(self.clients, self.method, self.model, workers=workers)
+            runner = SequentialRunner(*parts)
+        else:
+            runner = ParallelRunner(*parts, workers=workers)
+        self.evaluator.probabilities = runner.predict
+        return runner
 
 
 def build_model(config: Config, *, classes: int) -> FlatModel:

@@ -1,26 +1,30 @@
-"""Runs the clients of a round: one after another, or side by side in forked processes.
+"""Trains the clients of a round and predicts: in this process, or side by side in forked ones.
 
-Each client computes with one thread from its own derived seed, and reports are handed on in the
-order of the clients, so the number of workers changes the time and nothing else.
+Each client computes with one thread from its own derived seed, reports are handed on in the order
+of the clients, and images are predicted in the same batches wherever that is done, so the number of
+workers changes the time and nothing else.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from src.messages import Broadcast, Report
+from src.models import PREDICT_BATCH
 
 if TYPE_CHECKING:
     from src.client import Client
     from src.methods.base import Method
-    from src.models import FlatModel
+    from src.models import Predictor
 
 
 class ClientError(RuntimeError):
@@ -30,30 +34,33 @@ class ClientError(RuntimeError):
 class SequentialRunner:
     """Trains the clients in this process, one after another."""
 
-    def __init__(self, clients: Sequence[Client], method: Method, model: FlatModel) -> None:
-        self.clients, self.method, self.model = clients, method, model
+    def __init__(self, clients: Sequence[Client], method: Method, predictor: Predictor) -> None:
+        self.clients, self.method, self.predict = clients, method, predictor
 
     def run(self, message: Broadcast, selected: Sequence[int]) -> Iterator[Report]:
         """Yield the reports of the selected clients, in that order."""
         for index in selected:
             try:
-                yield self.clients[index].train(self.model, self.method, message)
+                yield self.clients[index].train(self.predict.model, self.method, message)
             except Exception as error:
-                raise ClientError(_failure(index, message.round, error)) from error
+                raise ClientError(
+                    f"client {index} failed in round {message.round}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
 
     def close(self) -> None:
         """Nothing to end."""
 
 
 class ParallelRunner:
-    """Trains the clients in ``workers`` forked processes, which share the images' memory.
+    """Does the same in ``workers`` forked processes, which share the images' memory.
 
     A worker keeps no state: a task carries the client's arrays there and back, so any worker can
     take any client and a checkpoint needs the parent alone.
     """
 
     def __init__(
-        self, clients: Sequence[Client], method: Method, model: FlatModel, *, workers: int
+        self, clients: Sequence[Client], method: Method, predictor: Predictor, *, workers: int
     ) -> None:
         self.clients = clients
         context = multiprocessing.get_context("fork")
@@ -62,7 +69,7 @@ class ParallelRunner:
         for _ in range(workers):
             ours, theirs = context.Pipe()
             self._connections.append(ours)
-            arguments = (theirs, self._connections, clients, method, model)
+            arguments = (theirs, self._connections, SequentialRunner(clients, method, predictor))
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -70,33 +77,40 @@ class ParallelRunner:
 
     def run(self, message: Broadcast, selected: Sequence[int]) -> Iterator[Report]:
         """Yield the reports of the selected clients, in that order."""
-        waiting, done = list(selected), {}
+        arrays = _as_arrays(message)
+
+        def task(index: int) -> tuple:
+            return _train, index, self.clients[index].state(), arrays
+
+        for index, (report, state) in self._answers(selected, task, f"round {message.round}"):
+            if isinstance(report, str):
+                raise ClientError(report)
+            self.clients[index].load_state(state)
+            yield _as_tensors(report)
+
+    def predict(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:
+        """(n, C) probabilities of the chosen images by a (P,) vector, as by a ``Predictor``."""
+        starts = range(0, len(rows), PREDICT_BATCH)
+
+        def task(start: int) -> tuple:
+            return _predict, start, vector.numpy(), rows[start : start + PREDICT_BATCH]
+
+        return np.concatenate([part for _, part in self._answers(starts, task, "evaluation")])
+
+    def _answers(
+        self, keys: Sequence[int], task: Callable[[int], tuple], what: str
+    ) -> Iterator[tuple[int, Any]]:
+        """Hand the task of each key to whoever is free; yield key and answer in the keys' order."""
+        waiting, done = list(keys), {}
         for connection in self._connections:
-            self._give(connection, waiting, message)
-        for index in selected:
-            while index not in done:
+            _give(connection, waiting, task)
+        for key in keys:
+            while key not in done:
                 for connection in wait(self._connections):
-                    self._take(connection, done, message)
-                    self._give(connection, waiting, message)
-            yield done.pop(index)
-
-    def _give(self, connection: Connection, waiting: list[int], message: Broadcast) -> None:
-        if waiting:
-            index = waiting.pop(0)
-            connection.send((index, self.clients[index].state(), _as_arrays(message)))
-
-    def _take(self, connection: Connection, done: dict[int, Report], message: Broadcast) -> None:
-        try:
-            index, report, state = connection.recv()
-        except EOFError as error:
-            raise ClientError(
-                f"round {message.round}: a worker died, perhaps for want of memory; "
-                "resume with fewer --workers"
-            ) from error
-        if isinstance(report, str):
-            raise ClientError(report)
-        self.clients[index].load_state(state)
-        done[index] = _as_tensors(report)
+                    answered, answer = _take(connection, what)
+                    done[answered] = answer
+                    _give(connection, waiting, task)
+            yield key, done.pop(key)
 
     def close(self) -> None:
         """End the workers."""
@@ -107,34 +121,50 @@ class ParallelRunner:
             process.join()
 
 
+def _give(connection: Connection, waiting: list[int], task: Callable[[int], tuple]) -> None:
+    if waiting:
+        connection.send(task(waiting.pop(0)))
+
+
+def _take(connection: Connection, what: str) -> tuple[int, Any]:
+    try:
+        return connection.recv()
+    except EOFError as error:
+        raise ClientError(
+            f"{what}: a worker died, perhaps for want of memory; resume with fewer --workers"
+        ) from error
+
+
 def _work(
     connection: Connection,
     parents_ends: Sequence[Connection],
-    clients: Sequence[Client],
-    method: Method,
-    model: FlatModel,
+    runner: SequentialRunner,
 ) -> None:
-    """A worker's life: train what arrives until the parent is gone."""
+    """A worker's life: do what arrives until the parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent decides
     for end in parents_ends:  # a copy kept open here would hide that the parent was killed
         end.close()
     try:
         while True:
-            connection.send(_answer(connection.recv(), clients, method, model))
+            act, key, *rest = connection.recv()
+            connection.send((key, act(runner, key, *rest)))
     except (EOFError, OSError):  # the parent is gone; what a client raises is in the answer
         return
 
 
-def _answer(task: tuple, clients: Sequence[Client], method: Method, model: FlatModel) -> tuple:
-    index, state, message = task
-    client = clients[index]
-    client.load_state(state)
+def _train(runner: SequentialRunner, index: int, state: dict, message: Broadcast) -> tuple:
+    """Report and state of a client; or how it failed, and None."""
+    runner.clients[index].load_state(state)
     try:
-        report = client.train(model, method, _as_tensors(message))
-    except Exception as error:
-        return index, _failure(index, message.round, error), None
-    return index, _as_arrays(report), client.state()
+        (report,) = runner.run(_as_tensors(message), [index])
+    except ClientError as error:
+        return str(error), None
+    return _as_arrays(report), runner.clients[index].state()
+
+
+def _predict(runner: SequentialRunner, _: int, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return runner.predict(torch.from_numpy(vector), rows)
 
 
 def _as_arrays(message: Broadcast | Report) -> Broadcast | Report:
@@ -144,7 +174,3 @@ def _as_arrays(message: Broadcast | Report) -> Broadcast | Report:
 
 def _as_tensors(message: Broadcast | Report) -> Broadcast | Report:
     return replace(message, model=torch.from_numpy(message.model))
-
-
-def _failure(index: int, round: int, error: Exception) -> str:
-    return f"client {index} failed in round {round}: {type(error).__name__}: {error}"

@@ -186,7 +186,7 @@ def test_any_worker_reports_the_same(attack: str) -> None:
     message = simulation.server.broadcast()
     found = []
     for kind, options in ((SequentialRunner, {}), (ParallelRunner, {"workers": 2})):
-        runner = kind(simulation.clients, simulation.method, simulation.model, **options)
+        runner = kind(simulation.clients, simulation.method, simulation.predictor, **options)
         found.append([r.model.numpy().tobytes() for r in runner.run(message, range(CLIENTS))])
         runner.close()
     assert found[0] == found[1]

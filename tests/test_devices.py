@@ -20,7 +20,7 @@ def rounds_on(device: str, method: str, *, count: int = 2) -> Simulation:
     dataset = make_dataset()
     simulation = make_simulation(config, dataset, make_scenario(dataset))
     server = simulation.server
-    runner = SequentialRunner(simulation.clients, simulation.method, simulation.model)
+    runner = SequentialRunner(simulation.clients, simulation.method, simulation.predictor)
     for _ in range(count):
         server.finish_round(runner.run(server.broadcast(), server.select()))
     return simulation

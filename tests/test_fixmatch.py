@@ -75,9 +75,11 @@ def test_the_references_differ() -> None:
 def test_a_prediction_at_the_prior_is_sure_of_nothing() -> None:
     """The trap: against plain predictions, every image surely lacks a rare class."""
     probability, rarity = torch.tensor([[0.02, 0.0005]]), torch.full((2,), 0.02)
-    _, sure = make_method("fixmatch").pseudo_labels(probability, rarity, torch.ones(1, 2).bool())
+    _, sure = make_method("fixmatch", confident=0.95).pseudo_labels(
+        probability, rarity, torch.ones(1, 2).bool()
+    )
     assert sure.tolist() == [[False, True]]
-    label, sure = make_method("fixmatch").pseudo_labels(
+    label, sure = make_method("fixmatch", confident=0.95).pseudo_labels(
         torch.full((1, 1), 0.97), torch.full((1,), 0.02), torch.ones(1, 1).bool()
     )
     assert (label.item(), sure.item()) == (1, True)
@@ -88,10 +90,12 @@ def test_with_many_missing_classes_no_image_is_sure_of_all() -> None:
     probability = torch.tensor([[0.99, 0.01, 0.6, 0.98], [0.99, 0.01, 0.97, 0.5]])
     missing = torch.tensor([[True, True, True, True], [True, True, True, False]])
     half = torch.full((4,), 0.5)
-    label, sure = make_method("fixmatch").pseudo_labels(probability, half, missing)
+    label, sure = make_method("fixmatch", confident=0.95).pseudo_labels(probability, half, missing)
     assert sure.tolist() == [[True, True, False, True], [True, True, True, False]]
     assert label[sure].tolist() == [1, 0, 1, 1, 0, 1]
-    strict = make_method("fixmatch", all_classes=True).pseudo_labels(probability, half, missing)
+    strict = make_method("fixmatch", confident=0.95, all_classes=True).pseudo_labels(
+        probability, half, missing
+    )
     assert strict[1].tolist() == [[False] * 4, [True, True, True, False]]
 
 

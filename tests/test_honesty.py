@@ -245,7 +245,7 @@ def roots(simulation: Simulation, runner: Any) -> list[Any]:
 def test_the_truth_is_out_of_reach(method: str) -> None:
     dataset, scenario = flawed("cells")
     simulation = make_simulation(make_config(method), dataset, scenario)
-    parts = simulation.clients, simulation.method, simulation.model
+    parts = simulation.clients, simulation.method, simulation.predictor
     assert leaks(roots(simulation, SequentialRunner(*parts)), dataset, scenario) == set()
     parallel = ParallelRunner(*parts, workers=2)
     try:

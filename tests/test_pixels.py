@@ -59,7 +59,7 @@ def test_a_round_on_resident_images_gives_the_same_bits() -> None:
         simulation = make_simulation(config, dataset, make_scenario(dataset))
         simulation.model.pixels = Pixels(CPU, room=room)
         server = simulation.server
-        runner = SequentialRunner(simulation.clients, simulation.method, simulation.model)
+        runner = SequentialRunner(simulation.clients, simulation.method, simulation.predictor)
         server.finish_round(runner.run(server.broadcast(), server.select()))
         found.append(server.model)
     assert torch.equal(*found)

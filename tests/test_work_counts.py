@@ -133,7 +133,7 @@ def make_engine(method: str, *, clients: int = 3, epochs: int = EPOCHS) -> Simul
 
 def train_round(simulation: Simulation) -> None:
     server = simulation.server
-    runner = SequentialRunner(simulation.clients, simulation.method, simulation.model)
+    runner = SequentialRunner(simulation.clients, simulation.method, simulation.predictor)
     server.finish_round(runner.run(server.broadcast(), server.select()))
 
 

@@ -16,8 +16,25 @@ import pytest
 import torch
 
 from src.messages import Broadcast, Report
+from src.models import PREDICT_BATCH
 from src.workers import ClientError, ParallelRunner, SequentialRunner
 
+
+class FakePredictor:
+    """Tells each image's row and who was asked; images in the order of what ``act`` takes."""
+
+    model = None
+
+    def __init__(self, act: Callable[[], None] = lambda: None) -> None:
+        self.act = act
+
+    def __call__(self, vector: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+        self.act()
+        columns = rows + vector.sum().item(), np.full(len(rows), os.getpid()), rows * 0 + len(rows)
+        return np.stack(columns, axis=1)
+
+
+PREDICTOR = FakePredictor()
 MESSAGE = Broadcast(4, torch.arange(3.0), {"prior": np.array([0.5, np.nan])})
 
 
@@ -42,8 +59,10 @@ class FakeClient:
 
 
 @contextmanager
-def parallel(clients: list[FakeClient], workers: int = 2) -> Iterator[ParallelRunner]:
-    runner = ParallelRunner(clients, None, None, workers=workers)
+def parallel(
+    clients: list[FakeClient], workers: int = 2, predictor: FakePredictor = PREDICTOR
+) -> Iterator[ParallelRunner]:
+    runner = ParallelRunner(clients, None, predictor, workers=workers)
     try:
         yield runner
     finally:
@@ -79,6 +98,25 @@ def test_what_clients_remember_comes_back_to_the_parent() -> None:
     assert [client.memory["count"].item() for client in clients] == [4, 1, 14]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_images_are_predicted_in_the_same_batches_by_all_workers(workers: int) -> None:
+    """The same batches give the same bits; answers come in the order of the images."""
+    rows = np.arange(3 * PREDICT_BATCH + 7)[::-1]
+    with parallel([FakeClient(0)], workers, FakePredictor(wait_a_while)) as runner:
+        found = runner.predict(torch.tensor([1.0, 2.0]), rows)
+    np.testing.assert_array_equal(found[:, 0], rows + 3)
+    assert len(set(found[:, 1])) == min(workers, 4) and os.getpid() not in found[:, 1]
+    assert found[:, 2].tolist() == [PREDICT_BATCH] * 3 * PREDICT_BATCH + [7] * 7
+
+
+def test_a_worker_that_dies_while_predicting_ends_the_evaluation() -> None:
+    with (
+        pytest.raises(ClientError, match="evaluation: a worker died"),
+        parallel([FakeClient(0)], 2, FakePredictor(die)) as runner,
+    ):
+        runner.predict(torch.ones(1), np.arange(5))
+
+
 @pytest.mark.parametrize("workers", [1, 5])
 def test_any_number_of_workers_will_do(workers: int) -> None:
     with parallel([FakeClient(k) for k in range(3)], workers) as runner:
@@ -96,7 +134,7 @@ def test_a_failure_names_client_round_and_cause() -> None:
     with pytest.raises(ClientError, match=wanted), parallel(clients) as runner:
         list(runner.run(MESSAGE, [0, 1, 2]))
     with pytest.raises(ClientError, match=wanted):
-        list(SequentialRunner(clients, None, None).run(MESSAGE, [0, 1, 2]))
+        list(SequentialRunner(clients, None, PREDICTOR).run(MESSAGE, [0, 1, 2]))
 
 
 def die() -> None:
@@ -168,7 +206,7 @@ def parent_of_three(connection: Any, length: int) -> None:
         connection.send("training")
         wait_a_while()
 
-    runner = ParallelRunner([FakeClient(k, act) for k in range(3)], None, None, workers=3)
+    runner = ParallelRunner([FakeClient(k, act) for k in range(3)], None, PREDICTOR, workers=3)
     connection.send([process.pid for process in runner._processes])
     while True:
         list(runner.run(Broadcast(0, torch.ones(length), MESSAGE.extras), [0, 1, 2]))

@@ -45,7 +45,7 @@ class FedNML(SharedPriors):
         )
         inertia: float = param(0.0, "share of the old label kept on missing classes")
         pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
-        trust: float = param(0.9, "weight that an annotation surely noisy loses")
+        trust: float = param(0.5, "weight that an annotation surely noisy loses")
         kd_weight: float = param(0.0, "largest weight of the distillation term on all cells")
         kappa: float = param(2.0, "steepness of the ramps from the warm-up to the end", 0, 50)
         margin: float = param(1.0, "scale of the label-dependent margin; 0 turns it off", 0, 10)

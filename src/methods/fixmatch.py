@@ -33,7 +33,7 @@ class FixMatch(SharedPriors):
     class Params:
         """Every constant of the method."""
 
-        confident: float = param(0.95, "a label is used from this probability of it on", 0.5)
+        confident: float = param(0.99, "a label is used from this probability of it on", 0.5)
         unlabelled: float = param(1.0, "weight of the term on missing cells", 0, 100)
         balanced: bool = param(True, "sure of an absence: relative to the share of positives")
         all_classes: bool = param(False, "use an image only where all missing cells are sure")
