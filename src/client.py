@@ -111,7 +111,7 @@ class Client:
         self, model: FlatModel, method: Method, message: Broadcast, generator: torch.Generator
     ) -> None:
         optimizer = model.optimizer(lr=self.plan.lr, weight_decay=self.plan.weight_decay)
-        model.module.train()
+        model.train()
         total = torch.zeros((), device=model.device)
         steps = 0
         with frozen_backbone(model, self.round < self.plan.freeze_rounds) as hold:
@@ -216,7 +216,7 @@ def frozen_backbone(model: FlatModel, frozen: bool) -> Iterator[Callable[[], Non
         yield hold
     finally:
         _require_gradient(backbone, True)
-        model.module.train()
+        model.train()
 
 
 def _evaluate_but_head(model: FlatModel) -> None:

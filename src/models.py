@@ -163,6 +163,11 @@ class FlatModel:
         """The float buffers as a slice of ``vector``."""
         return self.vector[self.parameter_count :]
 
+    def train(self) -> None:
+        """Go to training mode; a walk through all layers is spared where nothing has left it."""
+        if not self.module.training:
+            self.module.train()
+
     def load(self, vector: Tensor) -> None:
         """Copy a (P,) vector into the model."""
         self.vector.copy_(vector)
@@ -216,7 +221,7 @@ class FlatModel:
             batch = self.pixels.batch(images, rows[start : start + PREDICT_BATCH])
             features, logits = self.features(augmenter.plain(batch))
             parts.append((features, logits.sigmoid()))
-        self.module.train()
+        self.train()
         features, probability = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         return features, probability
 

@@ -43,8 +43,8 @@ class UpdateWatch:
         generator = torch.Generator().manual_seed(derive_seed(seed, "sketch"))
         self._signs = None
         if length > SKETCH:
-            self._signs = torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8)
-            self._signs.mul_(2).sub_(1)
+            signs = torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8)
+            self._signs = signs.float().mul_(2).sub_(1)
         self._norms: dict[int, float] = {}
         self._sketches: dict[int, np.ndarray] = {}
 
