@@ -1,7 +1,7 @@
-"""Print a table of results: python scripts/table.py [RUN_DIR ...] [--selection RULE] [--csv FILE]
+"""Print tables of results: python scripts/table.py [RUN_DIR ...] [--wide] [--csv FILE]
 
 RUN_DIR is a run's folder, one that holds several (default: save/runs), or a CSV file that --csv has
-written. The table is Markdown.
+written. The tables are Markdown: one a setting, or with --wide one that has a column a setting.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils_.errors import UserError
-from utils_.report import SELECTIONS, results_table
+from utils_.report import SELECTIONS, overview_table, results_table
 from utils_.result_rows import read_rows, write_rows
 
 
@@ -52,6 +52,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="which round counts: " + "; ".join(f"{k}: {v}" for k, v in SELECTIONS.items()),
     )
     parser.add_argument(
+        "--wide", action="store_true", help="one table of mAP, with a column for each setting"
+    )
+    parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="also write one line a run with all numbers"
     )
     return parser.parse_args(arguments)
@@ -64,7 +67,8 @@ def _run(options: argparse.Namespace) -> None:
         places = ", ".join(map(str, options.runs))
         reason = f" ({len(skipped)} left out, the first: {skipped[0]})" if skipped else ""
         raise UserError(f"{places}: no finished run{reason}; train one with src/main_fednml.py")
-    table = results_table(frame, selection=options.selection)
+    tabulate = overview_table if options.wide else results_table
+    table = tabulate(frame, selection=options.selection)
     if options.csv:
         write_rows(frame, options.csv)
     for run in skipped:

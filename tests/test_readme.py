@@ -117,7 +117,7 @@ def test_train_resume_and_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [x for x in readme_commands() if "table.py save/tables" in x])
 def test_the_tables_are_what_their_commands_print(line: str, tmp_path: Path) -> None:
     words = main_command(line)
-    shown = run([*words[:2], str(ROOT / words[2])], tmp_path)
+    shown = run([*words[:2], str(ROOT / words[2]), *words[3:]], tmp_path)
     assert shown.returncode == 0, shown.stderr
     rows = [row for row in shown.stdout.splitlines() if row.startswith("|")]
     assert len(rows) > 4

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from utils_.errors import UserError
-from utils_.report import SELECTIONS, collect, results_table
+from utils_.report import SELECTIONS, collect, overview_table, results_table
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "table.py"
 
@@ -158,6 +158,24 @@ def test_a_clean_run_bounds_settings_that_differ_in_flaws_only(tmp_path):
     table = results_table(collect(tmp_path))
     assert [cells(table, i).get("fednml", [""])[-1] for i in range(4)] == ["", "50 %", "50 %", ""]
     assert "clean (bound)" in cells(table, 1) and "clean (bound)" not in cells(table, 3)
+
+
+def test_the_overview_has_a_column_for_each_setting(tmp_path):
+    for noise, fedavg, fednml in ((0.2, 0.30, 0.40), (0.4, 0.28, 0.26)):
+        write_run(tmp_path / f"avg{noise}", "fedavg", fedavg, noise=noise)
+        write_run(tmp_path / f"nml{noise}", "fednml", fednml, noise=noise)
+    write_run(tmp_path / "prox", "fedprox", 0.2, noise=0.2)
+    write_run(tmp_path / "clean", "clean", 0.5, noise=0, missing=0, bound=True)
+    table = overview_table(collect(tmp_path)).split("\n\n")
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table[0].splitlines()]
+    assert rows[0] == ["method", "noise 0.2 (paper)", "noise 0.4 (paper)"]
+    found = {row[0]: row[1:] for row in rows[2:]}
+    assert list(found) == ["fedavg", "fednml", "fedprox", "clean (bound)"]
+    assert found["fedavg"] == ["0.300 (0 %)", "**0.280** (0 %)"]
+    assert found["fednml"] == ["**0.400** (50 %)", "0.260 (-9 %)"]
+    assert found["fedprox"] == ["0.200 (-50 %)", ""]
+    assert found["clean (bound)"] == ["0.500 (100 %)"] * 2
+    assert table[1].startswith("All: isic, missing 0.5 (classes).")
 
 
 def test_a_repeated_run_counts_once_and_the_newest_wins(tmp_path):

@@ -169,7 +169,11 @@ def test_the_centroid_term_has_a_gradient() -> None:
 
 
 def test_a_step_brings_believed_features_nearer_to_their_centroid() -> None:
-    method, client, model = make_method("rofl", entropy=0, centroid=1, drop=0.2), make_client(), TwoLayers()
+    method, client, model = (
+        make_method("rofl", entropy=0, centroid=1, drop=0.2),
+        make_client(),
+        TwoLayers(),
+    )
     centroids = make_centroids(unknown=False)
     told, distances = message(WARMUP, centroids=centroids), []
     client.predicted = predictions(0)

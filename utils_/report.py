@@ -84,16 +84,47 @@ def results_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
     Raises:
         UserError: unknown selection, or no run.
     """
-    if selection not in SELECTIONS:
-        raise UserError(f"--selection {selection}: unknown rule; {nearest(selection, SELECTIONS)}")
-    if frame.empty:
-        raise UserError("no finished run to tabulate; train one with python src/main_fednml.py")
-    frame, repeated = _prepared(frame)
+    frame, repeated = _checked(frame, selection)
     sections = []
     for setting in sorted(frame["setting"].unique()):
         group = _with_bounds(frame, setting)
         sections.append(f"### {setting}\n\n{_section(group, selection)}")
     return "\n\n".join([*sections, _caption(frame, selection, repeated)])
+
+
+def overview_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
+    """Return one Markdown table: a row for each method, a column for each setting.
+
+    A cell holds mAP and, in brackets, ``gap closed``; see :func:`results_table`, also for the
+    arguments and what is raised. What all settings share is left out of their names, and
+    so is a setting that has nothing but a bound, which it lends to the others.
+    """
+    frame, repeated = _checked(frame, selection)
+    compared = frame if frame["bound"].all() else frame[~frame["bound"].astype(bool)]
+    names = {setting: setting.split(", ") for setting in sorted(compared["setting"].unique())}
+    shared = set.intersection(*map(set, names.values())) if len(names) > 1 else set()
+    columns = {
+        ", ".join(part for part in parts if part not in shared): _brief(
+            _with_bounds(frame, setting), selection
+        )
+        for setting, parts in names.items()
+    }
+    lines = [
+        [label, *(column.get(label, "") for column in columns.values())]
+        for label in _ordered(frame)
+    ]
+    table = _aligned([["method", *columns], *lines])
+    common = f"All: {', '.join(p for p in names[min(names)] if p in shared)}.\n" if shared else ""
+    return f"{table}\n\n{common}{_caption(frame, selection, repeated)}"
+
+
+def _checked(frame: pd.DataFrame, selection: str) -> tuple[pd.DataFrame, int]:
+    """See :func:`_prepared`; refuses an unknown selection and a frame without runs."""
+    if selection not in SELECTIONS:
+        raise UserError(f"--selection {selection}: unknown rule; {nearest(selection, SELECTIONS)}")
+    if frame.empty:
+        raise UserError("no finished run to tabulate; train one with python src/main_fednml.py")
+    return _prepared(frame)
 
 
 def _run_folders(roots: Iterable[Path]) -> list[Path]:
@@ -234,19 +265,36 @@ def _with_bounds(frame: pd.DataFrame, setting: str) -> pd.DataFrame:
 def _section(group: pd.DataFrame, selection: str) -> str:
     """One Markdown table: a row for each method."""
     rows = dict(iter(group.groupby("label")))
-    order = sorted(rows, key=lambda label: _row_rank(rows[label].iloc[0]))
-    fair = [label for label in order if not rows[label][["leaky", "bound"]].any(axis=None)]
-    cells = {label: [label] for label in order}
-    for metric in COLUMNS.values():
-        values = {label: _values(rows[label], selection, metric) for label in order}
-        best = _best({label: values[label] for label in fair})
-        for label in order:
-            mark = "**" if label in best else ""
-            cells[label].append(f"{mark}{_mean_and_deviation(values[label])}{mark}")
-    for label in order:
-        gap = _gap_closed(group, rows[label], selection)
-        cells[label] += [str(len(rows[label])), gap]
-    return _aligned([["method", *COLUMNS, "seeds", "gap closed"], *cells.values()])
+    columns = [_marked(rows, selection, metric) for metric in COLUMNS.values()]
+    columns.append({label: str(len(rows[label])) for label in rows})
+    columns.append({label: _gap_closed(group, rows[label], selection) for label in rows})
+    lines = [[label, *(column[label] for column in columns)] for label in _ordered(group)]
+    return _aligned([["method", *COLUMNS, "seeds", "gap closed"], *lines])
+
+
+def _brief(group: pd.DataFrame, selection: str) -> dict[str, str]:
+    """For each method mAP and, in brackets, the share of the gap that is closed."""
+    rows = dict(iter(group.groupby("label")))
+    cells = _marked(rows, selection, "mAP")
+    gaps = {label: _gap_closed(group, rows[label], selection) for label in rows}
+    return {label: cells[label] + (f" ({gaps[label]})" if gaps[label] else "") for label in rows}
+
+
+def _ordered(frame: pd.DataFrame) -> list[str]:
+    """The labels, as their rows are shown."""
+    first = frame.drop_duplicates("label").to_dict("records")
+    return [run["label"] for run in sorted(first, key=_row_rank)]
+
+
+def _marked(rows: Mapping[str, pd.DataFrame], selection: str, metric: str) -> dict[str, str]:
+    """For each label mean and deviation of a metric; the best in bold, bounds and leaky apart."""
+    values = {label: _values(runs, selection, metric) for label, runs in rows.items()}
+    fair = [label for label in rows if not rows[label][["leaky", "bound"]].any(axis=None)]
+    best = _best({label: values[label] for label in fair})
+    marks = {label: "**" if label in best else "" for label in rows}
+    return {
+        label: marks[label] + _mean_and_deviation(values[label]) + marks[label] for label in rows
+    }
 
 
 def _row_rank(run: Mapping[str, Any]) -> tuple:
