@@ -29,18 +29,18 @@ class Evaluator:
 
     Attributes:
         annotated: (K, C) bool, which site annotates which class.
-        probabilities: predicts, see :class:`src.models.Predictor`; a runner may take its place.
+        predict_rows: as :class:`src.models.Predictor`; a runner may take its place.
     """
 
     def __init__(
         self,
         dataset: ImageDataset,
         scenario: Scenario,
-        probabilities: Callable[[Tensor, np.ndarray], np.ndarray],
+        predict_rows: Callable[[Tensor, np.ndarray], np.ndarray],
     ) -> None:
         self._oracle = Oracle(dataset.labels, scenario.noisy)
         self._classes = dataset.classes
-        self._images, self.probabilities = dataset.images, probabilities
+        self._images, self.predict_rows = dataset.images, predict_rows
         self._rows = {part: np.flatnonzero(scenario.part == part) for part in (VAL, TEST)}
         clients = range(int(scenario.client.max()) + 1)
         self._client_rows = [scenario.rows(k) for k in clients]
@@ -58,7 +58,7 @@ class Evaluator:
         Of several vectors, (K, P), one after the other: both (K n, C).
         """
         rows = self._rows[part]
-        found = [self.probabilities(one, rows) for one in torch.atleast_2d(vector)]
+        found = [self.predict_rows(one, rows) for one in torch.atleast_2d(vector)]
         truth = self._oracle.true(rows)
         return np.concatenate(found), np.tile(truth, (len(found), 1))
 

@@ -25,7 +25,7 @@ def is_due(round: int, config: Config) -> bool:
 
 
 def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
-    """Score the final and the selected model and collect everything of ``result.json``."""
+    """Score the final and the selected model and collect what ``result.json`` holds of them."""
     config, history = simulation.config, simulation.history
     final = simulation.evaluator.score(simulation.scored, TEST)
     tested = [row for row in history if "test_mAP" in row]
@@ -53,7 +53,6 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
         "seconds_per_round": float(np.median([row["seconds"] for row in history])),
         "bytes_up": int(sum(row["bytes_up"] for row in history)),
         "bytes_down": int(sum(row["bytes_down"] for row in history)),
-        "peak_rss_mb": _peak_rss_mb(),
     }
 
 
@@ -96,8 +95,8 @@ def _per_class(
     }
 
 
-def _peak_rss_mb() -> float:
-    """Peak memory of this process plus that of its largest child, in MiB."""
+def peak_rss_mb() -> float:
+    """Peak memory of this process plus that of its largest child that has ended, in MiB."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(resource.getrusage(w).ru_maxrss for w in who) / 1024
 

@@ -21,7 +21,7 @@ from src.messages import Report, message_bytes
 from src.methods import method_class
 from src.methods.base import Method, parse_params
 from src.models import FlatModel, Predictor, build_module
-from src.results import is_due, summarise
+from src.results import is_due, peak_rss_mb, summarise
 from src.server import Server
 from src.workers import ParallelRunner, SequentialRunner
 from utils_.augment import Augmenter, channel_statistics
@@ -98,9 +98,11 @@ class Simulation:
                     self.save(folder)
                 if stopping and self.server.round < self.config.rounds:
                     raise Interrupted
-            return summarise(self, log)
+            result = summarise(self, log)
         finally:
             runner.close()
+            self.evaluator.predict_rows = self.predictor
+        return result | {"peak_rss_mb": peak_rss_mb()}
 
     @property
     def scored(self) -> torch.Tensor:
@@ -184,7 +186,7 @@ class Simulation:
             runner = SequentialRunner(*parts)
         else:
             runner = ParallelRunner(*parts, workers=workers)
-        self.evaluator.probabilities = runner.predict
+        self.evaluator.predict_rows = runner.predict
         return runner
 
 

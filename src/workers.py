@@ -10,7 +10,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -27,26 +28,38 @@ if TYPE_CHECKING:
     from src.models import Predictor
 
 
-class ClientError(RuntimeError):
-    """A client failed; the message names it and the round."""
+class WorkError(RuntimeError):
+    """A client, an evaluation or a worker failed; the message says which, and in which round."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker answers where it failed."""
+
+    text: str
 
 
 class SequentialRunner:
     """Trains the clients in this process, one after another."""
 
     def __init__(self, clients: Sequence[Client], method: Method, predictor: Predictor) -> None:
-        self.clients, self.method, self.predict = clients, method, predictor
+        self.clients, self.method, self.predictor = clients, method, predictor
 
     def run(self, message: Broadcast, selected: Sequence[int]) -> Iterator[Report]:
         """Yield the reports of the selected clients, in that order."""
         for index in selected:
             try:
-                yield self.clients[index].train(self.predict.model, self.method, message)
+                yield self.clients[index].train(self.predictor.model, self.method, message)
             except Exception as error:
-                raise ClientError(
-                    f"client {index} failed in round {message.round}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
+                what = f"client {index} failed in round {message.round}"
+                raise WorkError(f"{what}: {type(error).__name__}: {error}") from error
+
+    def predict(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:
+        """(n, C) probabilities of the chosen images by a (P,) vector."""
+        try:
+            return self.predictor(vector, rows)
+        except Exception as error:
+            raise WorkError(f"evaluation failed: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Nothing to end."""
@@ -83,13 +96,11 @@ class ParallelRunner:
             return _train, index, self.clients[index].state(), arrays
 
         for index, (report, state) in self._answers(selected, task, f"round {message.round}"):
-            if isinstance(report, str):
-                raise ClientError(report)
             self.clients[index].load_state(state)
             yield _as_tensors(report)
 
     def predict(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:
-        """(n, C) probabilities of the chosen images by a (P,) vector, as by a ``Predictor``."""
+        """(n, C) probabilities of the chosen images by a (P,) vector."""
         starts = range(0, len(rows), PREDICT_BATCH)
 
         def task(start: int) -> tuple:
@@ -100,16 +111,20 @@ class ParallelRunner:
     def _answers(
         self, keys: Sequence[int], task: Callable[[int], tuple], what: str
     ) -> Iterator[tuple[int, Any]]:
-        """Hand the task of each key to whoever is free; yield key and answer in the keys' order."""
+        """Hand the task of each key to whoever is free; yield key and answer in the keys' order.
+
+        Raises:
+            WorkError: a task failed, or a worker died.
+        """
         waiting, done = list(keys), {}
         for connection in self._connections:
-            _give(connection, waiting, task)
+            _give(connection, waiting, task, what)
         for key in keys:
             while key not in done:
                 for connection in wait(self._connections):
                     answered, answer = _take(connection, what)
                     done[answered] = answer
-                    _give(connection, waiting, task)
+                    _give(connection, waiting, task, what)
             yield key, done.pop(key)
 
     def close(self) -> None:
@@ -121,16 +136,29 @@ class ParallelRunner:
             process.join()
 
 
-def _give(connection: Connection, waiting: list[int], task: Callable[[int], tuple]) -> None:
+def _give(
+    connection: Connection, waiting: list[int], task: Callable[[int], tuple], what: str
+) -> None:
     if waiting:
-        connection.send(task(waiting.pop(0)))
+        with _noticing_death(what):
+            connection.send(task(waiting.pop(0)))
 
 
 def _take(connection: Connection, what: str) -> tuple[int, Any]:
+    with _noticing_death(what):
+        key, answer = connection.recv()
+    if isinstance(answer, Failure):
+        raise WorkError(answer.text)
+    return key, answer
+
+
+@contextmanager
+def _noticing_death(what: str) -> Iterator[None]:
+    """A pipe whose other end is gone says so in several ways."""
     try:
-        return connection.recv()
-    except EOFError as error:
-        raise ClientError(
+        yield
+    except (EOFError, OSError) as error:
+        raise WorkError(
             f"{what}: a worker died, perhaps for want of memory; resume with fewer --workers"
         ) from error
 
@@ -148,18 +176,22 @@ def _work(
     try:
         while True:
             act, key, *rest = connection.recv()
-            connection.send((key, act(runner, key, *rest)))
-    except (EOFError, OSError):  # the parent is gone; what a client raises is in the answer
+            connection.send((key, _answer(act, runner, key, *rest)))
+    except (EOFError, OSError):  # the parent is gone; what a task raises is in the answer
         return
 
 
-def _train(runner: SequentialRunner, index: int, state: dict, message: Broadcast) -> tuple:
-    """Report and state of a client; or how it failed, and None."""
-    runner.clients[index].load_state(state)
+def _answer(act: Callable, *task: Any) -> Any:
     try:
-        (report,) = runner.run(_as_tensors(message), [index])
-    except ClientError as error:
-        return str(error), None
+        return act(*task)
+    except WorkError as error:
+        return Failure(str(error))
+
+
+def _train(runner: SequentialRunner, index: int, state: dict, message: Broadcast) -> tuple:
+    """Report and state of a client."""
+    runner.clients[index].load_state(state)
+    (report,) = runner.run(_as_tensors(message), [index])
     return _as_arrays(report), runner.clients[index].state()
 
 

@@ -23,7 +23,7 @@ from src.client import Client, split_batches
 from src.interruption import Interrupted
 from src.messages import Broadcast
 from src.methods import method_class
-from src.models import FlatModel, build_module
+from src.models import FlatModel, Predictor, build_module
 from src.simulation import Simulation
 from utils_.augment import STRONG, WEAK, Augmenter, channel_statistics
 from utils_.datasets.base import TEST, VAL, ImageDataset
@@ -247,6 +247,28 @@ def test_a_validation_part_without_positives_selects_nothing(dataset: ImageDatas
     assert trace.result["status"] == "done"
     assert trace.result["val_selected"] is None
     assert torch.equal(trace.simulation.best, trace.vector)
+
+
+def test_workers_score_too_and_their_memory_counts(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, asked = Predictor.__call__, []  # a worker's own copy of the list is not seen here
+
+    def counted(self: Predictor, vector: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+        asked.append(len(rows))
+        return predict(self, vector, rows)
+
+    monkeypatch.setattr(Predictor, "__call__", counted)
+    found = []
+    for workers in ("1", "2"):
+        asked.clear()
+        trace = flawed_run(dataset, workers=workers)
+        found.append((trace.scores(), trace.result["last"], trace.result["peak_rss_mb"]))
+        assert bool(asked) == (workers == "1")
+        trace.simulation.evaluator.score(trace.vector, TEST)
+        assert asked, "after the run this process scores again"
+    assert found[0][:2] == found[1][:2]
+    assert found[1][2] > found[0][2] + 10
 
 
 def test_stopping_keeps_what_was_done(dataset: ImageDataset, tmp_path: Any) -> None:

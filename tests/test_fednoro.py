@@ -193,7 +193,7 @@ def reference_objective(
                 supervised.append(cross_entropy(z, float(observed[row, c])))
     if not client.cache["noisy"]:
         return mean(supervised)
-    begin, end = WARMUP, params.kd_end * ROUNDS
+    begin, end = WARMUP, WARMUP + params.kd_end * (ROUNDS - WARMUP)
     share = (min(max(round, begin), end) - begin) / (end - begin)
     weight = params.kd_weight * math.exp(-params.kappa * (1 - share) ** 2)
     return weight * mean(divergence) + (1 - weight) * mean(supervised)
@@ -225,6 +225,24 @@ def test_the_objective_against_the_reference(index: int, round: int, param: dict
 )
 def test_the_weight_of_distillation_is_golden(round: int, golden: float) -> None:
     assert make_method("fednoro").kd_weight(round) == pytest.approx(golden, abs=5e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 16, 50, 98])
+def test_distillation_grows_however_long_the_warm_up_is(warmup: int) -> None:
+    weights = [make_method("fednoro", warmup=warmup).kd_weight(t) for t in (warmup, ROUNDS)]
+    assert weights == pytest.approx([0.8 * math.exp(-5), 0.8])
+
+
+@pytest.mark.parametrize(("higher", "noisy"), [(5, [0, 0, 0]), (7, [0, 0, 1])])
+def test_sites_alike_are_one_group(higher: int, noisy: list[int]) -> None:
+    """The third stands apart in 8 losses; its mean is 0.25 above the others', or 0.75."""
+    method = make_method("fednoro")
+    server = make_server(method, round=WARMUP - 1)
+    third = [1.0] * higher + [0.0] * (8 - higher)
+    told = [[1 - value for value in third]] * 2 + [third]
+    extras = ({"losses": np.array(row, np.float32)} for row in told)
+    method.after_round(server, [Report(k, 5, None, e) for k, e in enumerate(extras)])
+    assert (server.memory["noisy"] == NOISY).tolist() == noisy
 
 
 def test_a_site_without_positives_or_annotations_learns_finite_things() -> None:

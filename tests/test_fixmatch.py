@@ -74,9 +74,9 @@ def test_the_references_differ() -> None:
 
 def test_a_prediction_at_the_prior_is_sure_of_nothing() -> None:
     """The trap: against plain predictions, every image surely lacks a rare class."""
-    probability, rarity = torch.tensor([[0.02, 0.0005]]), torch.full((2,), 0.02)
+    probability, share = torch.tensor([[0.02, 0.0005]]), torch.full((2,), 0.02)
     _, sure = make_method("fixmatch", confident=0.95).pseudo_labels(
-        probability, rarity, torch.ones(1, 2).bool()
+        probability, share, torch.ones(1, 2).bool()
     )
     assert sure.tolist() == [[False, True]]
     label, sure = make_method("fixmatch", confident=0.95).pseudo_labels(

@@ -178,6 +178,26 @@ def test_the_overview_has_a_column_for_each_setting(tmp_path):
     assert table[1].startswith("All: isic, missing 0.5 (classes).")
 
 
+def test_the_overview_tells_seeds_and_keeps_odd_settings_whole(tmp_path):
+    plain, odd = {"aggregator_param": {}}, {"aggregator_param": {"share": 0.1, "steps": 3}}
+    for seed in (1, 2):
+        write_run(tmp_path / f"avg{seed}", "fedavg", 0.3, seed=seed, **plain)
+        write_run(tmp_path / f"clean{seed}", "clean", 0.5, seed=seed, bound=True, **plain)
+    write_run(tmp_path / "prox", "fedprox", 0.4, **plain)
+    write_run(tmp_path / "other", "fedavg", 0.2, **odd)
+    write_run(tmp_path / "alone", "clean", 0.8, bound=True, rounds=99, **plain)
+    lines = overview_table(collect(tmp_path)).splitlines()
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[:5]]
+    assert rows[0][1:] == [
+        "aggregator_param {'share': 0.1, 'steps': 3}, rounds 20",
+        "aggregator_param {}, rounds 20",
+        "aggregator_param {}, rounds 99",
+    ]
+    found = {row[0]: row[1:] for row in rows[2:]}
+    assert found["fedprox"] == ["", "**0.400** (50 %, 1 of 2 seeds)", ""]
+    assert found["clean (bound)"] == ["", "0.500 ± 0.000 (100 %)", "0.800"]
+
+
 def test_a_repeated_run_counts_once_and_the_newest_wins(tmp_path):
     old = write_run(tmp_path / "old", "fednml", 0.4)
     os.utime(old / "result.json", (1, 1))

@@ -48,7 +48,7 @@ def reference_loss(method: Any, client: Any, batch: Any, model: TwoLayers, teach
     return mean(supervised) + method.params.consistency * mean(apart)
 
 
-@pytest.mark.parametrize("param", [{}, {"ema": 0.6, "consistency": 2.5, "sharpening": 1}])
+@pytest.mark.parametrize("param", [{}, {"ema": 0.6, "consistency": 2.5, "sharpening": 2}])
 def test_teacher_and_objective_against_the_reference(param: dict) -> None:
     """Three rounds of three steps; the teacher is drawn along after every step, across rounds."""
     method, client = make_method("rscfed", **param), make_client()

@@ -17,7 +17,7 @@ import torch
 
 from src.messages import Broadcast, Report
 from src.models import PREDICT_BATCH
-from src.workers import ClientError, ParallelRunner, SequentialRunner
+from src.workers import ParallelRunner, SequentialRunner, WorkError
 
 
 class FakePredictor:
@@ -111,10 +111,21 @@ def test_images_are_predicted_in_the_same_batches_by_all_workers(workers: int) -
 
 def test_a_worker_that_dies_while_predicting_ends_the_evaluation() -> None:
     with (
-        pytest.raises(ClientError, match="evaluation: a worker died"),
+        pytest.raises(WorkError, match="evaluation: a worker died"),
         parallel([FakeClient(0)], 2, FakePredictor(die)) as runner,
     ):
         runner.predict(torch.ones(1), np.arange(5))
+
+
+def test_a_failed_evaluation_says_why() -> None:
+    """Also where the cause is an OSError, which must not pass for the end of the parent."""
+    clients = [FakeClient(0)]
+    for act, cause in ((fail, "ZeroDivisionError: by design"), (refuse, "OSError: unreadable")):
+        wanted, predictor = f"^evaluation failed: {cause}$", FakePredictor(act)
+        with pytest.raises(WorkError, match=wanted), parallel(clients, 2, predictor) as runner:
+            runner.predict(torch.ones(1), np.arange(5))
+        with pytest.raises(WorkError, match=wanted):
+            SequentialRunner(clients, None, predictor).predict(torch.ones(1), np.arange(5))
 
 
 @pytest.mark.parametrize("workers", [1, 5])
@@ -131,10 +142,14 @@ def fail() -> None:
 def test_a_failure_names_client_round_and_cause() -> None:
     clients = [FakeClient(0), FakeClient(1, fail), FakeClient(2)]
     wanted = r"^client 1 failed in round 4: ZeroDivisionError: by design$"
-    with pytest.raises(ClientError, match=wanted), parallel(clients) as runner:
+    with pytest.raises(WorkError, match=wanted), parallel(clients) as runner:
         list(runner.run(MESSAGE, [0, 1, 2]))
-    with pytest.raises(ClientError, match=wanted):
+    with pytest.raises(WorkError, match=wanted):
         list(SequentialRunner(clients, None, PREDICTOR).run(MESSAGE, [0, 1, 2]))
+
+
+def refuse() -> None:
+    raise OSError("unreadable")
 
 
 def die() -> None:
@@ -143,8 +158,19 @@ def die() -> None:
 
 def test_a_worker_that_dies_ends_the_round_and_not_in_a_hang() -> None:
     clients = [FakeClient(0), FakeClient(1, die), FakeClient(2), FakeClient(3)]
-    with pytest.raises(ClientError, match="round 4: a worker died"), parallel(clients) as runner:
+    with pytest.raises(WorkError, match="round 4: a worker died"), parallel(clients) as runner:
         list(runner.run(MESSAGE, [0, 1, 2, 3]))
+
+
+def test_a_worker_killed_while_idle_is_noticed() -> None:
+    with parallel([FakeClient(0), FakeClient(1)]) as runner:
+        for process in runner._processes:
+            process.kill()
+            process.join()
+        with pytest.raises(WorkError, match="round 4: a worker died"):
+            list(runner.run(MESSAGE, [0, 1]))
+        with pytest.raises(WorkError, match="evaluation: a worker died"):
+            runner.predict(torch.ones(1), np.arange(5))
 
 
 def test_large_messages_pass_in_both_directions() -> None:

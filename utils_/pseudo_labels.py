@@ -20,17 +20,17 @@ def snap(probability: np.ndarray, confident: float, prior: np.ndarray | None = N
         confident: in [0.5, 1].
         prior: (C,) share of positives, NaN where unknown; or None.
     """
-    absent = 1 - probability if prior is None else absence(probability, rarity(prior))
+    absent = 1 - probability if prior is None else absence(probability, capped_prior(prior))
     hard = np.where(probability > confident, 1.0, probability)
     return np.where(absent > confident, 0.0, hard).astype(np.float32)
 
 
-def rarity(prior: np.ndarray) -> np.ndarray:
+def capped_prior(prior: np.ndarray) -> np.ndarray:
     """(C,) float32 share of positives, at most 0.5, and 0.5 where unknown; see :func:`absence`."""
     return np.nan_to_num(prior, nan=0.5).clip(1e-4, 0.5).astype(np.float32)
 
 
-def absence(probability: np.ndarray | Tensor, rarity: np.ndarray | Tensor) -> np.ndarray | Tensor:
+def absence(probability: np.ndarray | Tensor, share: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """How sure a prediction is of a class's absence, as if half of the images had the class.
 
     Published thresholds are for classes of equal size or for weighted losses. Held against plain
@@ -39,9 +39,9 @@ def absence(probability: np.ndarray | Tensor, rarity: np.ndarray | Tensor) -> np
 
     Args:
         probability: (N, C) in [0, 1].
-        rarity: (C,) from :func:`rarity`; 0.5 gives 1 - ``probability``.
+        share: (C,) from :func:`capped_prior`; 0.5 gives 1 - ``probability``.
     """
-    absent, present = (1 - probability) * rarity, probability * (1 - rarity)
+    absent, present = (1 - probability) * share, probability * (1 - share)
     return absent / (absent + present)
 
 

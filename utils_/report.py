@@ -95,26 +95,22 @@ def results_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
 def overview_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
     """Return one Markdown table: a row for each method, a column for each setting.
 
-    A cell holds mAP and, in brackets, ``gap closed``; see :func:`results_table`, also for the
+    A cell holds mAP and, in brackets, ``gap closed``, and the number of seeds where there are fewer
+    than of other methods; see :func:`results_table`, also for the
     arguments and what is raised. What all settings share is left out of their names, and
     so is a setting that has nothing but a bound, which it lends to the others.
     """
     frame, repeated = _checked(frame, selection)
-    compared = frame if frame["bound"].all() else frame[~frame["bound"].astype(bool)]
-    names = {setting: setting.split(", ") for setting in sorted(compared["setting"].unique())}
-    shared = set.intersection(*map(set, names.values())) if len(names) > 1 else set()
-    columns = {
-        ", ".join(part for part in parts if part not in shared): _brief(
-            _with_bounds(frame, setting), selection
-        )
-        for setting, parts in names.items()
-    }
-    lines = [
-        [label, *(column.get(label, "") for column in columns.values())]
-        for label in _ordered(frame)
-    ]
-    table = _aligned([["method", *columns], *lines])
-    common = f"All: {', '.join(p for p in names[min(names)] if p in shared)}.\n" if shared else ""
+    fair = frame[~frame["bound"].astype(bool)]
+    shown = frame[~frame["bound"].astype(bool) | ~frame["base"].isin(fair["base"])]
+    parts = dict(sorted(zip(shown["setting"], shown["parts"], strict=True)))
+    shared = [p for p in next(iter(parts.values())) if all(p in own for own in parts.values())]
+    shared = shared if len(parts) > 1 else []
+    heads = [", ".join(p for p in own if p not in shared) for own in parts.values()]
+    columns = [_brief(_with_bounds(frame, setting), selection) for setting in parts]
+    lines = [[label, *(c.get(label, "") for c in columns)] for label in _ordered(frame)]
+    table = _aligned([["method", *heads], *lines])
+    common = f"All: {', '.join(shared)}.\n" if shared else ""
     return f"{table}\n\n{common}{_caption(frame, selection, repeated)}"
 
 
@@ -201,10 +197,13 @@ def _prepared(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     shared = [name for name in frame if name.startswith("config.")]
     shared = [name for name in shared if name.removeprefix("config.") not in APART]
     varying = [name for name in shared if _varies(runs, name)]
-    rest = ["".join(f", {name[7:]} {run[name]}" for name in varying) for run in runs]
+    rest = [[f"{name[7:]} {run[name]}" for name in varying] for run in runs]
+    bases = [[str(run["dataset"]), *more] for run, more in zip(runs, rest, strict=True)]
+    parts = [[own[0], *_flaws(run), *own[1:]] for run, own in zip(runs, bases, strict=True)]
     frame = frame.assign(
-        base=[run["dataset"] + more for run, more in zip(runs, rest, strict=True)],
-        setting=[_flaws(run) + more for run, more in zip(runs, rest, strict=True)],
+        base=[", ".join(own) for own in bases],
+        parts=parts,
+        setting=[", ".join(own) for own in parts],
         label=_method_labels(runs),
         replicate=[f"{run['seed']}/{run.get('config.data_seed', '')}" for run in runs],
     )
@@ -218,13 +217,13 @@ def _varies(runs: Sequence[Mapping[str, Any]], name: str) -> bool:
     return len({str(run[name]) for run in runs if run[name] == run[name]}) > 1  # NaN: absent
 
 
-def _flaws(run: Mapping[str, Any]) -> str:
-    """Return e.g. ``isic, noise 0.4 (paper), missing 0.5 (classes)``; the type only if it acts."""
-    text = str(run["dataset"])
+def _flaws(run: Mapping[str, Any]) -> list[str]:
+    """Return e.g. ``noise 0.4 (paper)`` and ``missing 0.5 (classes)``; the type only if it acts."""
+    found = []
     for name in ("noise", "missing"):
         rate, kind = run.get(f"config.{name}", 0), run.get(f"config.{name}_type", "")
-        text += f", {name} {rate:g}" + (f" ({kind})" if rate else "")
-    return text
+        found.append(f"{name} {rate:g}" + (f" ({kind})" if rate else ""))
+    return found
 
 
 def _method_labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -275,9 +274,14 @@ def _section(group: pd.DataFrame, selection: str) -> str:
 def _brief(group: pd.DataFrame, selection: str) -> dict[str, str]:
     """For each method mAP and, in brackets, the share of the gap that is closed."""
     rows = dict(iter(group.groupby("label")))
-    cells = _marked(rows, selection, "mAP")
-    gaps = {label: _gap_closed(group, rows[label], selection) for label in rows}
-    return {label: cells[label] + (f" ({gaps[label]})" if gaps[label] else "") for label in rows}
+    cells, most = _marked(rows, selection, "mAP"), max(map(len, rows.values()))
+    for label, runs in rows.items():
+        notes = [_gap_closed(group, runs, selection).replace(" (", ", ").rstrip(")")]
+        if len(runs) < most:
+            notes.append(f"{len(runs)} of {most} seeds")
+        known = dict.fromkeys(note for note in ", ".join(notes).split(", ") if note)
+        cells[label] += f" ({', '.join(known)})" if known else ""
+    return cells
 
 
 def _ordered(frame: pd.DataFrame) -> list[str]:

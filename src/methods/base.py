@@ -14,7 +14,7 @@ from src.aggregation import AGGREGATORS
 from src.losses import ramp
 from src.supervision import build_loss, two_view_consistency
 from utils_.params import param, parse_params
-from utils_.pseudo_labels import class_counts, prior
+from utils_.pseudo_labels import capped_prior, class_counts, prior
 from utils_.rng import derive
 
 if TYPE_CHECKING:
@@ -172,6 +172,11 @@ class SharedPriors(Method):
         """(C,) share of positives: own annotated cells, else the other sites', NaN if nobody's."""
         own = prior(**class_counts(client.labels))
         return np.where(np.isnan(own), message.extras["prior"], own)
+
+    def judged_by(self, client: Client, message: Broadcast, *, balanced: bool) -> np.ndarray:
+        """(C,) float32 for :func:`utils_.pseudo_labels.absence`: 0.5 unless ``balanced``."""
+        share = capped_prior(self.prior(client, message))
+        return share if balanced else np.full_like(share, 0.5)
 
     def extras(self, server: Server) -> dict[str, np.ndarray]:
         unknown = np.full(self.plan.classes, np.nan, np.float32)

@@ -2,13 +2,13 @@
 
 After Li, Li and Wang, CVPR 2023 (methods.md 11), multi-label: a cell is a question with two
 answers, so the distribution whose rare values get lower thresholds is, for each class, that of
-absence and presence among the labels in use. A class without any gets the highest threshold.
-An absence is sure relative to the class's share of positives, which the sites share: every plain
+absence and presence among the labels in use. A class without any gets the highest threshold. An
+absence is sure relative to the class's share of positives, which the sites share: every plain
 prediction of a rare class is small, and labels from it would all say absent (``balanced=false``).
 FedMLP's port has one threshold a class, from the share of its cells in use, for both answers
-(``one_threshold``). Left out: second-best labels of rare classes, which binary cells do not have.
-All sites are labelled in part, so the warm-up is FedAvg over all of them; the release connects its
-warm-up too (0.2 new, 0.8 old: ``warmup_residual``), which few rounds cannot afford.
+(``one_threshold``, not balanced). Left out: second-best labels of rare classes, which binary cells
+do not have. All sites are labelled in part, so the warm-up is FedAvg over all of them; the release
+connects its warm-up too (0.2 new, 0.8 old: ``warmup_residual``), which few rounds cannot afford.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from src.methods.base import SharedPriors, param
-from utils_.pseudo_labels import absence, rarity
+from utils_.pseudo_labels import absence
 
 
 class CBAFed(SharedPriors):
@@ -47,9 +47,8 @@ class CBAFed(SharedPriors):
             return
         probability, missing = client.predict(model), ~client.labels.annotated
         absent, present = message.extras["threshold"]
-        positive, negative = probability > present, 1 - probability > absent
-        if self.params.balanced:
-            negative = absence(probability, rarity(self.prior(client, message))) > absent
+        share = self.judged_by(client, message, balanced=self.params.balanced)
+        positive, negative = probability > present, absence(probability, share) > absent
         sure = missing & (positive | negative)
         client.labels.correct(sure, positive)
         client.labels.correct(missing & ~sure & (client.labels.weight > 0), 0, weight=0)

@@ -47,14 +47,15 @@ class FedNoRo(Method):
         fill_minimum: bool = param(False, "untold losses become the column's least, as released")
         min_gap: float = param(0.5, "least gap of the groups' mean normalised loss; 1: no split")
         kd_weight: float = param(0.8, "largest weight of the distillation term")
-        kd_end: float = param(0.49, "share of the rounds at which it is reached")
+        kd_end: float = param(13 / 30, "share of the rounds after the warm-up until it is reached")
         kappa: float = param(5.0, "steepness of its ramp", 0, 50)
         temperature: float = param(0.8, "the teacher's; below 1 sharpens", 0.01, 100)
         logit_adjustment: bool = param(True, "train logits shifted by the site's log prior odds")
 
     def kd_weight(self, round: int) -> float:
         """Weight of the distillation term at a noisy site."""
-        begin, end = self.plan.warmup_rounds, self.params.kd_end * self.plan.rounds
+        begin = self.plan.warmup_rounds
+        end = begin + self.params.kd_end * (self.plan.rounds - begin)
         growth = ramp(round, begin=begin, end=end, kappa=self.params.kappa)
         return self.params.kd_weight * growth
 

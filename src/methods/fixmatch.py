@@ -2,24 +2,24 @@
 
 After Sohn et al., NeurIPS 2020 (methods.md 11), cell by cell: a missing cell whose probability on
 the weak view is sure enough becomes a hard label of the strong view. As in the paper the term is
-divided by all missing cells of the batch, not by the chosen ones, so it grows with what is sure.
-An absence is sure relative to the class's share of positives, which the sites share: every plain
-prediction of a rare class is small, and labels from it would all say absent (``balanced=false``).
-FedMLP's port takes an image only where all its missing cells are sure (``all_classes``, with
-``confident`` 0.8): of many missing classes hardly ever. Both views pass the network together.
+divided by all missing cells of the batch, not by the chosen ones, so it grows with what is sure. An
+absence is sure relative to the class's share of positives, which the sites share from the first
+round on: every plain prediction of a rare class is small, and labels from it would all say absent
+(``balanced=false``). The published ``confident`` is 0.95. FedMLP's port takes an image only where
+all its missing cells are sure (``all_classes``, with ``confident`` 0.8, not balanced): of many
+missing classes hardly ever. Both views pass the network together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from src.losses import masked_bce
 from src.methods.base import SharedPriors, param
-from utils_.pseudo_labels import absence, rarity
+from utils_.pseudo_labels import absence
 
 
 class FixMatch(SharedPriors):
@@ -40,23 +40,23 @@ class FixMatch(SharedPriors):
 
     def before_local(self, client, model, message) -> None:
         client.cache["used"] = torch.zeros(2, device=model.device)
-        share = rarity(self.prior(client, message)) if self.params.balanced else np.full(1, 0.5)
-        client.cache["rarity"] = torch.from_numpy(share).to(model.device)
+        share = self.judged_by(client, message, balanced=self.params.balanced)
+        client.cache["share"] = torch.from_numpy(share).to(model.device)
 
     def loss(self, client, model, batch, message) -> Tensor:
         missing = torch.from_numpy(~client.labels.annotated[batch.rows]).to(batch.images.device)
         weak, strong = model.forward(torch.cat([batch.images, batch.strong])).chunk(2)
-        label, sure = self.pseudo_labels(weak.detach().sigmoid(), client.cache["rarity"], missing)
+        label, sure = self.pseudo_labels(weak.detach().sigmoid(), client.cache["share"], missing)
         used = torch.stack([sure.sum(), missing.sum()]).float()
         client.cache["used"] += used
         unlabelled = masked_bce(strong, label, sure.float()) * used[0] / used[1].clamp_min(1)
         return self.supervised(client, weak, batch) + self.params.unlabelled * unlabelled
 
     def pseudo_labels(
-        self, probability: Tensor, rarity: Tensor, missing: Tensor
+        self, probability: Tensor, share: Tensor, missing: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Hard labels (B, C) float32 and the missing cells (B, C) that are sure enough of them."""
-        sure = torch.maximum(probability, absence(probability, rarity)) >= self.params.confident
+        sure = torch.maximum(probability, absence(probability, share)) >= self.params.confident
         if self.params.all_classes:
             sure = (sure | ~missing).all(dim=1, keepdim=True)
         return (probability > 0.5).float(), sure & missing

@@ -8,10 +8,10 @@ gradient into the centroid term (the unofficial release detaches them, so that i
 nothing), and the squared distance is a mean over the dimensions, or the term would collapse the
 features. The server's cosine weights are never negative; where they vanish, all sites that saw the
 class count alike. Pseudo-labels are one pass in batches; ``warmup_rounds`` is the paper's T_pl. The
-paper's are the likeliest class of an image; here a class is predicted in as many images, the
-likeliest, as it is annotated in, since few predictions of a rare class pass 0.5 (``balanced``).
-The images of largest loss are those with findings, so none are dropped by default; published are a
-drop of 0.2, centroid 1 and entropy 0.8.
+paper's are the likeliest class of an image; here a class is predicted in the likeliest images, in
+the share of them that is positive among the site's annotated cells, since few predictions of a rare
+class pass 0.5 (``balanced``). The images of largest loss are those with findings, so none are
+dropped by default; published are a drop of 0.2, centroid 1 and entropy 0.8.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RoFL(Method):
     """Robust federated learning with noisy labels (methods.md 9)."""
 
     paper = "Yang et al., IEEE Intelligent Systems 2022"
-    summary = "shared class centroids, small-loss selection, global pseudo-labels"
+    summary = "shared class centroids judge labels, global pseudo-labels replace them"
 
     @dataclass(frozen=True)
     class Params:
@@ -44,7 +44,9 @@ class RoFL(Method):
         drop_rounds: int = param(10, "rounds over which that share grows from 0", 1, 10_000)
         centroid: float = param(0.1, "weight of the centroid term after the warm-up", 0, 100)
         entropy: float = param(0.1, "weight of the entropy term", 0, 100)
-        balanced: bool = param(True, "a class is predicted as often as it is annotated")
+        balanced: bool = param(
+            True, "a class is predicted as often as the annotations say it is present"
+        )
 
     def before_local(self, client, model, message) -> None:
         centroids = message.extras.get("centroids")
