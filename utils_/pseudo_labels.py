@@ -94,6 +94,14 @@ def class_counts(labels: LabelState) -> dict[str, np.ndarray]:
     return {"positives": positives.astype(np.float32), "annotated": annotated.astype(np.float32)}
 
 
+def log_prior_odds(positives: np.ndarray, annotated: np.ndarray) -> np.ndarray:
+    """(C,) log odds of the share of positives, half a cell added to either count.
+
+    0 for a class without annotated cells; the binary form of a log prior.
+    """
+    return np.log((positives + 0.5) / (annotated - positives + 0.5))
+
+
 def prior(positives: np.ndarray, annotated: np.ndarray) -> np.ndarray:
     """(C,) share of positives; NaN for a class without annotated cells."""
     share = np.where(annotated > 0, positives, np.nan) / np.maximum(annotated, 1)

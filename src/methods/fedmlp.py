@@ -24,7 +24,7 @@ from torch import Tensor
 from src.losses import weighted_mean
 from src.methods.base import Method, param
 from utils_.prototypes import class_prototypes, pool_prototypes, similarity_margin, tag
-from utils_.pseudo_labels import class_counts
+from utils_.pseudo_labels import class_counts, log_prior_odds
 
 
 class FedMLP(Method):
@@ -47,9 +47,7 @@ class FedMLP(Method):
         distil: bool = param(True, "the teacher stays for untagged cells in the second stage")
 
     def before_local(self, client, model, message) -> None:
-        counts = class_counts(client.labels)
-        absent = counts["annotated"] - counts["positives"]
-        odds = np.log((counts["positives"] + 0.5) / (absent + 0.5))  # 0 where nothing is known
+        odds = log_prior_odds(**class_counts(client.labels))
         client.cache["shift"] = torch.from_numpy(odds * self.params.logit_adjustment)
         if "prototypes" in message.extras:
             self._tag(client, model, message)

@@ -27,7 +27,7 @@ from torch import Tensor
 from src.losses import bce, ramp
 from src.methods.base import Method, param
 from utils_.noisy_clients import class_losses
-from utils_.pseudo_labels import class_counts
+from utils_.pseudo_labels import class_counts, log_prior_odds
 from utils_.rng import derive_seed
 from utils_.site_vote import NOISY, NOT_HEARD, hear, weighed
 
@@ -60,8 +60,7 @@ class FedNoRo(Method):
         return self.params.kd_weight * growth
 
     def before_local(self, client, model, message) -> None:
-        positives, annotated = class_counts(client.labels).values()
-        odds = np.log((positives + 0.5) / (annotated - positives + 0.5))  # 0 where nobody looked
+        odds = log_prior_odds(**class_counts(client.labels))
         client.cache["shift"] = torch.from_numpy(odds * self.params.logit_adjustment)
         found = message.extras.get("noisy", np.full(self.plan.clients, NOT_HEARD))
         client.cache["noisy"] = found[client.index] == NOISY
