@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -145,18 +146,18 @@ def test_the_attacks_are_planned(tmp_path: Path) -> None:
     assert done.stdout.count("main_fednml.py") == 10
 
 
-def test_scripts_parse_and_sweep_plans(tmp_path: Path) -> None:
+def test_scripts_parse(tmp_path: Path) -> None:
     for name in ("quickstart.sh", "test.sh", "sweep.sh", "setup.sh"):
         assert run(["bash", "-n", str(ROOT / "scripts" / name)], tmp_path).returncode == 0
-    (line,) = [line for line in readme_commands() if "sweep.sh" in line]
-    assigned, _, _ = line.partition(" bash ")
+
+
+@pytest.mark.parametrize("line", [line for line in readme_commands() if "sweep.sh" in line])
+def test_sweeps_are_planned(line: str, tmp_path: Path) -> None:
+    assigned, _, options = line.partition(" bash scripts/sweep.sh")
     settings = dict(word.split("=", 1) for word in shlex.split(assigned))
-    done = run(
-        ["bash", str(ROOT / "scripts" / "sweep.sh"), "--save-dir", str(tmp_path / "save")],
-        tmp_path,
-        DRY_RUN="1",
-        PYTHON=sys.executable,
-        **settings,
-    )
+    command = ["bash", str(ROOT / "scripts" / "sweep.sh"), "--save-dir", str(tmp_path / "save")]
+    command += shlex.split(options)
+    done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("main_fednml.py") == 3 * 2 * 1 * 3
+    grid = (len(settings[name].split()) for name in ("METHODS", "NOISE", "MISSING", "SEEDS"))
+    assert done.stdout.count("main_fednml.py") == math.prod(grid)
