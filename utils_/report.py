@@ -96,9 +96,9 @@ def overview_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
     """Return one Markdown table: a row for each method, a column for each setting.
 
     A cell holds mAP and, in brackets, ``gap closed``, and the number of seeds where there are fewer
-    than of other methods; see :func:`results_table`, also for the
-    arguments and what is raised. What all settings share is left out of their names, and
-    so is a setting that has nothing but a bound, which it lends to the others.
+    than of other methods; see :func:`results_table`, also for the arguments and what is raised.
+    What all settings share is left out of their names, and so is a setting that has nothing but a
+    bound, which it lends to the others.
     """
     frame, repeated = _checked(frame, selection)
     fair = frame[~frame["bound"].astype(bool)]

@@ -173,7 +173,9 @@ class SharedPriors(Method):
         own = prior(**class_counts(client.labels))
         return np.where(np.isnan(own), message.extras["prior"], own)
 
-    def judged_by(self, client: Client, message: Broadcast, *, balanced: bool) -> np.ndarray:
+    def share_for_absence(
+        self, client: Client, message: Broadcast, *, balanced: bool
+    ) -> np.ndarray:
         """(C,) float32 for :func:`utils_.pseudo_labels.absence`: 0.5 unless ``balanced``."""
         share = capped_prior(self.prior(client, message))
         return share if balanced else np.full_like(share, 0.5)

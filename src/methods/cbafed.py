@@ -47,7 +47,7 @@ class CBAFed(SharedPriors):
             return
         probability, missing = client.predict(model), ~client.labels.annotated
         absent, present = message.extras["threshold"]
-        share = self.judged_by(client, message, balanced=self.params.balanced)
+        share = self.share_for_absence(client, message, balanced=self.params.balanced)
         positive, negative = probability > present, absence(probability, share) > absent
         sure = missing & (positive | negative)
         client.labels.correct(sure, positive)

@@ -1,7 +1,7 @@
 """FedMLP: a teacher for what a site does not annotate, then labels tagged by class prototypes.
 
-After Sun et al., MICCAI 2024 (methods.md 4). First stage (the warm-up, a tenth of the rounds as in
-the paper): the supervised loss on annotated cells, without logit adjustment as in the release (in
+After Sun et al., MICCAI 2024 (methods.md 4). First stage (the warm-up, in the paper a tenth of
+the rounds): the supervised loss on annotated cells, without logit adjustment as in the release (in
 the paper with it), and consistency with the received model on the others. Second stage: of the
 cells not annotated, those nearest to the prototype of absence or presence are tagged for good, the
 teacher keeps the rest (in the paper; the release drops it: ``distil=false``). The share tagged in a

@@ -40,7 +40,7 @@ class FixMatch(SharedPriors):
 
     def before_local(self, client, model, message) -> None:
         client.cache["used"] = torch.zeros(2, device=model.device)
-        share = self.judged_by(client, message, balanced=self.params.balanced)
+        share = self.share_for_absence(client, message, balanced=self.params.balanced)
         client.cache["share"] = torch.from_numpy(share).to(model.device)
 
     def loss(self, client, model, batch, message) -> Tensor:
