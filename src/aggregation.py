@@ -13,6 +13,7 @@ krum, multikrum, geometric and clip; ``--buffers server`` takes no statistics fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -78,7 +79,7 @@ def fault(report: Report, frame: Frame) -> str | None:
     model, expected = report.model, frame.model
     if model.shape != expected.shape:
         return f"its model has shape {tuple(model.shape)} instead of {tuple(expected.shape)}"
-    if not model.sum(dtype=torch.float64).isfinite():  # where finite float32 cannot overflow
+    if not _finite(model):
         return "its model holds values that are not finite"
     variances = [model[place] for place in frame.layout.variances]
     if variances and torch.cat(variances).min() < 0:
@@ -86,6 +87,11 @@ def fault(report: Report, frame: Frame) -> str | None:
     if frame.counted and not _plausible(report, frame.layout):
         return f"its counts '{ANNOTATED_CELLS}' are absent or impossible"
     return None
+
+
+def _finite(vector: Tensor) -> bool:
+    """Whether all values are; a float32 sum tells it soonest, unless it overflows by itself."""
+    return math.isfinite(float(vector.sum())) or bool(vector.isfinite().all())
 
 
 def _plausible(report: Report, layout: Layout) -> bool:

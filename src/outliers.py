@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils_.rng import derive_seed
+from utils_.rng import derive, derive_seed
 
 SKETCH = 4096
 THRESHOLD = 3.5
 MIN_REPORTS = 4
 BLOCK = 128  # sketches multiplied at once
+OTHERS = 256  # that an update is held against
 RELATIVE_UNIT, COSINE_UNIT = 0.1, 0.05
 
 
@@ -40,6 +41,7 @@ class UpdateWatch:
 
     def __init__(self, length: int, *, seed: int) -> None:
         """Prepare for updates of the given length."""
+        self._seed = seed
         generator = torch.Generator().manual_seed(derive_seed(seed, "sketch"))
         self._signs = None
         if length > SKETCH:
@@ -72,21 +74,32 @@ class UpdateWatch:
         if len(clients) < MIN_REPORTS:
             return {}
         norms = np.array([self._norms[client] for client in clients])
-        table = score_table(norms, [self._sketches[client] for client in clients])
+        sketches = [self._sketches[client] for client in clients]
+        table = score_table(norms, sketches, references=self._references(len(clients)))
         return {
             client: {name: float(z[i]) for name, z in table.items()}
             for i, client in enumerate(clients)
         }
 
+    def _references(self, n: int) -> np.ndarray:
+        """The updates that each of ``n`` is held against: all, or one more than it needs."""
+        if n <= OTHERS:
+            return np.arange(n)
+        draw = derive(self._seed, "references", n)
+        return np.sort(draw.choice(n, OTHERS + 1, replace=False))
 
-def score_table(norms: np.ndarray, sketches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+
+def score_table(
+    norms: np.ndarray, sketches: Sequence[np.ndarray], *, references: np.ndarray
+) -> dict[str, np.ndarray]:
     """Robust z of n updates, each (n,): norm, cosine, distance.
 
     Args:
         norms: (n,) of the updates.
         sketches: n times (S,), or the updates themselves.
+        references: (r,) those that each is held against, itself left out, or the last of them.
     """
-    cosine, distance = _medians_of_others(sketches)
+    cosine, distance = _medians_of_others(sketches, references)
     return {
         "norm": robust_z(norms, least=RELATIVE_UNIT * np.median(norms)),
         "cosine": robust_z(cosine, least=COSINE_UNIT),
@@ -94,26 +107,27 @@ def score_table(norms: np.ndarray, sketches: Sequence[np.ndarray]) -> dict[str, 
     }
 
 
-def _medians_of_others(sketches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _medians_of_others(
+    sketches: Sequence[np.ndarray], references: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(n,) median cosine with, and (n,) median distance to, the other sketches.
 
-    Both follow from inner products, in float64, of one block of sketches with another.
+    Both follow from inner products, in float64, of one block of sketches with the references.
     """
     n = len(sketches)
-    starts = range(0, n, BLOCK)
     squares = np.array([np.dot(s, s) for s in (s.astype(np.float64) for s in sketches)])
     lengths = np.sqrt(squares)
     lengths[lengths == 0] = 1  # an update of 0 has cosine 0
+    held = _stacked([sketches[place] for place in references]).T
     cosine, distance = np.empty(n), np.empty(n)
-    for start in starts:
+    for start in range(0, n, BLOCK):
         own = slice(start, min(start + BLOCK, n))
-        block = _stacked(sketches[own])
-        others = (_stacked(sketches[other : other + BLOCK]) for other in starts)
-        inner = torch.hstack([block @ other.T for other in others]).numpy()
-        apart = np.arange(n) != np.arange(n)[own, None]
-        cosine[own] = _masked_median(inner / lengths[own, None] / lengths, apart)
-        away = np.sqrt(np.maximum(squares[own, None] + squares - 2 * inner, 0))
-        distance[own] = _masked_median(away, apart)
+        inner = (_stacked(sketches[own]) @ held).numpy()
+        apart = references != np.arange(n)[own, None]
+        apart[apart.all(axis=1), -1] = False  # as many others for everyone
+        cosine[own] = _masked_median(inner / lengths[own, None] / lengths[references], apart)
+        squared = squares[own, None] + squares[references] - 2 * inner
+        distance[own] = _masked_median(np.sqrt(np.maximum(squared, 0)), apart)
     return cosine, distance
 
 

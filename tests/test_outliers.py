@@ -183,7 +183,7 @@ def test_sketches_keep_norms_angles_and_distances(length: int) -> None:
     updates = make_updates(6, length)
     updates[3] *= -2
     scores = watched(updates).scores()
-    exact = score_table(updates.double().norm(dim=1).numpy(), updates.double().numpy())
+    exact = table_of(updates)
     for client in range(6):
         assert scores[client]["norm"] == pytest.approx(exact["norm"][client], abs=1e-9)
         assert severity(scores[client]) == pytest.approx(
@@ -202,6 +202,46 @@ def test_a_sketch_is_short_and_of_one_size(monkeypatch: pytest.MonkeyPatch) -> N
     small.add(0, update)
     np.testing.assert_allclose(small._sketches[0], expected)
     assert set(small._signs.tolist()) == {-1, 1}
+
+
+def table_of(updates: torch.Tensor) -> dict[str, np.ndarray]:
+    """Of whole updates, each held against all others."""
+    norms = updates.double().norm(dim=1).numpy()
+    return score_table(norms, updates.double().numpy(), references=np.arange(len(updates)))
+
+
+def test_of_many_updates_each_is_held_against_some() -> None:
+    updates = make_updates(600, 500)
+    updates[[3, 77, 599]] *= -1
+    exact, scores = table_of(updates), watched(updates).scores()
+    for name, values in exact.items():
+        assert [scores[k][name] for k in range(600)] == pytest.approx(values, rel=0.1, abs=0.5)
+    assert flagged(updates) == [3, 77, 599]
+
+
+def test_the_others_are_drawn_where_there_are_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more than needed, since nobody is held against itself."""
+    monkeypatch.setattr(outliers, "OTHERS", 5)
+    watch = UpdateWatch(20, seed=1)
+    assert watch._references(5).tolist() == [0, 1, 2, 3, 4]
+    assert watch._references(6).tolist() == [0, 1, 2, 3, 4, 5]
+    drawn = watch._references(40)
+    assert len(drawn) == len(set(drawn)) == 6
+    assert drawn.tolist() == sorted(drawn) == watch._references(40).tolist()
+    assert drawn.tolist() != UpdateWatch(20, seed=2)._references(40).tolist()
+
+
+def test_nobody_is_held_against_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = make_updates(9, 20)
+    plain = updates.double().numpy()
+    references = np.array([1, 4, 5, 8])
+    table = score_table(np.linalg.norm(plain, axis=1), plain, references=references)
+    others = [[r for r in references if r != i][:3] for i in range(9)]
+    away = [
+        statistics.median(np.linalg.norm(plain[i] - plain[o], axis=1)) for i, o in enumerate(others)
+    ]
+    expected = robust_z(np.array(away), least=0.1 * np.median(away))
+    np.testing.assert_allclose(table["distance"], expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_kept_sketch_does_not_hold_the_update() -> None:
