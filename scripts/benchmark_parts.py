@@ -180,8 +180,9 @@ def clients(run: Run) -> None:
     many, counts = run.scale.many, run.scale.counts
     total = many.clients * many.images
     found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
-    for _ in range(run.scale.restarts):
-        for count in counts:
+    compared = [counts[0], counts[-1]]  # next to each other and more often, since a ratio counts
+    for number in range(2 * run.scale.restarts):
+        for count in compared if number % 2 else [*compared, *counts[1:-1]]:
             images = total // count // many.batch * many.batch  # whole batches everywhere
             work = replace(many, clients=count, images=images)
             row = children.call("many_clients", work=asdict(work))

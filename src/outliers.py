@@ -49,6 +49,7 @@ class UpdateWatch:
             self._signs = signs.float().mul_(2).sub_(1)
         self._norms: dict[int, float] = {}
         self._sketches: dict[int, np.ndarray] = {}
+        self._room: list[Tensor] = []  # for BLOCK sketches each; one by one they fragment memory
 
     def clear(self) -> None:
         """Forget the round."""
@@ -57,16 +58,24 @@ class UpdateWatch:
     def add(self, client: int, update: Tensor) -> None:
         """Keep the norm and the sketch of a (P,) update."""
         self._norms[client] = float(torch.linalg.vector_norm(update, dtype=torch.float64))
-        self._sketches[client] = self._sketch(update).numpy()
+        sketch = self._place(len(self._sketches), min(len(update), SKETCH))
+        self._write(update, sketch)
+        self._sketches[client] = sketch.numpy()
 
-    def _sketch(self, update: Tensor) -> Tensor:
+    def _place(self, number: int, width: int) -> Tensor:
+        block, row = divmod(number, BLOCK)
+        if block == len(self._room):
+            self._room.append(torch.empty(BLOCK, width))
+        return self._room[block][row]
+
+    def _write(self, update: Tensor, sketch: Tensor) -> None:
         if self._signs is None:
-            return update.clone()  # it must not hold the caller's memory
+            sketch.copy_(update)
+            return
         signed = update * self._signs
         whole = len(signed) // SKETCH * SKETCH
-        sums = signed[:whole].view(-1, SKETCH).sum(dim=0)
-        sums[: len(signed) - whole] += signed[whole:]
-        return sums
+        torch.sum(signed[:whole].view(-1, SKETCH), dim=0, out=sketch)
+        sketch[: len(signed) - whole] += signed[whole:]
 
     def scores(self) -> dict[int, dict[str, float]]:
         """Robust z of each client: norm, cosine and distance; empty below four reports."""

@@ -447,6 +447,14 @@ def test_what_is_not_finite_is_a_fault(place: int, value: float) -> None:
     assert faulty(change) == "its model holds values that are not finite"
 
 
+def test_large_values_are_no_fault_though_their_sum_overflows() -> None:
+    def change(report: Report) -> Report:
+        report.model[:2] = 3e38
+        return report
+
+    assert faulty(change) is None
+
+
 @pytest.mark.parametrize("shape", [(LENGTH + 1,), (LENGTH - 1,), (1, LENGTH), (0,)])
 def test_another_shape_is_a_fault(shape: tuple[int, ...]) -> None:
     found = faulty(lambda report: replace(report, model=torch.zeros(shape)))
