@@ -13,7 +13,6 @@ krum, multikrum, geometric and clip; ``--buffers server`` takes no statistics fr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -91,7 +90,7 @@ def fault(report: Report, frame: Frame) -> str | None:
 
 def _finite(vector: Tensor) -> bool:
     """Whether all values are; a float32 sum tells it soonest, unless it overflows by itself."""
-    return math.isfinite(float(vector.sum())) or bool(vector.isfinite().all())
+    return bool(vector.sum().isfinite()) or bool(vector.isfinite().all())
 
 
 def _plausible(report: Report, layout: Layout) -> bool:
