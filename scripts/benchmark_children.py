@@ -82,12 +82,12 @@ def start(arguments: list[str]) -> dict[str, float]:
 
     begin = time.perf_counter()
     from src import main_fednml
-    from src.methods.base import Method
+    from src.client import Client
 
     def first_batch(*anything: Any) -> torch.Tensor:
         raise FirstBatch
 
-    Method.loss = first_batch
+    Client._loss = first_batch
     try:
         code = main_fednml.main(arguments)
     except FirstBatch:

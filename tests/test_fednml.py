@@ -29,6 +29,8 @@ BOTH = pytest.mark.parametrize("published", [False, True])
 
 
 def make_method(**param: Any) -> FedNML:
+    """Without logit adjustment unless asked for: it has tests of its own."""
+    param = {"logit_adjustment": False} | param
     plan = make_plan(rounds=ROUNDS, warmup_rounds=WARMUP)
     return FedNML(plan, parse_params(FedNML, param))
 
@@ -451,3 +453,65 @@ def test_a_site_reports_counts_and_no_image() -> None:
         "positives": (C,),
         "annotated": (C,),
     }
+
+
+# ---- logit adjustment
+
+
+def reference_odds(observed: np.ndarray, shared: np.ndarray) -> list[float]:
+    """Half a cell added to either count; of a missing class the other sites' share."""
+    odds = []
+    for c in range(C):
+        known = [y for y in observed[:, c] if not math.isnan(y)]
+        share = float(shared[c])
+        if known:
+            odds.append(math.log((sum(known) + 0.5) / (len(known) - sum(known) + 0.5)))
+        else:
+            odds.append(0.0 if math.isnan(share) else math.log(share / (1 - share)))
+    return odds
+
+
+@pytest.mark.parametrize("share", [0.25, math.nan])
+@pytest.mark.parametrize("round", [0, WARMUP, WARMUP + 1])
+def test_logits_are_shifted_by_the_log_prior_odds(round: int, share: float) -> None:
+    observed, shared = make_observed(), np.full(C, share, np.float32)
+    client = FakeClient(LabelState(observed), predicted=predictions(round))
+    make_method(logit_adjustment=True).before_local(client, None, message(round, shared))
+    expected = reference_odds(observed, shared)
+    np.testing.assert_allclose(client.cache["shift"], expected, atol=1e-6)
+    assert expected[3] == (0 if math.isnan(share) else pytest.approx(math.log(1 / 3)))
+
+
+def test_a_class_absent_at_all_other_sites_shifts_by_a_finite_amount() -> None:
+    client = FakeClient(LabelState(make_observed()))
+    method = make_method(logit_adjustment=True)
+    method.before_local(client, None, message(0, np.zeros(C, np.float32)))
+    assert client.cache["shift"][3] == pytest.approx(math.log(0.001 / 0.999), abs=1e-4)
+
+
+@pytest.mark.parametrize("round", [WARMUP - 1, WARMUP, 50])
+def test_the_adjusted_objective_is_that_of_shifted_logits(round: int) -> None:
+    shift = torch.tensor([-1.0, -3.0, 0.0, 0.5])
+    losses = []
+    for adjusted in (False, True):
+        method = make_method(logit_adjustment=adjusted, kd_weight=0.5)
+        client, batch, logits = make_batch(method)
+        if adjusted:
+            client.cache["shift"] = shift
+        seen = logits if adjusted else logits + shift
+        model = SimpleNamespace(forward=lambda x, seen=seen: seen)
+        losses.append(method.loss(client, model, batch, message(round)).item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_pseudo_labels_are_predictions_under_the_site_s_priors() -> None:
+    """As its annotations are: a plain prediction of 0.5 says no more than the prior."""
+    client = FakeClient(LabelState(make_observed()), predicted=np.full((N, C), 0.5, np.float32))
+    make_method(logit_adjustment=True).before_local(client, None, message(WARMUP))
+    np.testing.assert_allclose(client.labels.target[:, 3], 0.25, atol=1e-6)
+
+
+def test_the_published_method_adjusts_nothing() -> None:
+    client = FakeClient(LabelState(make_observed()))
+    make_method(logit_adjustment=True, published=True).before_local(client, None, message(0))
+    assert "shift" not in client.cache

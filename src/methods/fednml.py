@@ -8,7 +8,10 @@ refresh anew, and are corrected where a prediction is hard; pseudo-labels follow
 and count less than annotations. By default all predictions stay soft and nothing is distilled,
 because hard labels and distillation confirmed the model's own errors; ``confident`` (0.9 as
 published; a hard 0 only far below the class prior) and ``kd_weight`` bring them back. The margin
-shifts the supervised term alone. For speed: the teacher predicts once a round on the plain image.
+shifts the supervised term alone. From the first round on logits are trained shifted by the site's
+log prior odds (logit adjustment, Menon et al., ICLR 2021, in binary form): what is rare is learned
+sooner, and sites of unlike priors agree. Predictions are made without that shift, pseudo-labels
+with the site's. For speed: the teacher predicts once a round on the plain image.
 ``published`` undoes all but the honesty and the constants.
 """
 
@@ -23,7 +26,7 @@ from torch import Tensor
 from src.losses import label_margin, masked_bce, ramp
 from src.methods.base import SharedPriors, param
 from utils_ import refinement
-from utils_.pseudo_labels import snap
+from utils_.pseudo_labels import class_counts, log_prior_odds, snap
 from utils_.rng import derive_seed
 
 LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
@@ -48,6 +51,7 @@ class FedNML(SharedPriors):
         trust: float = param(0.5, "weight that an annotation surely noisy loses")
         kd_weight: float = param(0.0, "largest weight of the distillation term on all cells")
         kappa: float = param(2.0, "steepness of the ramps from the warm-up to the end", 0, 50)
+        logit_adjustment: bool = param(True, "train logits shifted by the site's log prior odds")
         margin: float = param(1.0, "scale of the label-dependent margin; 0 turns it off", 0, 10)
         min_images: int = param(20, "fewest images the mixture is fitted to", 4, 1_000_000)
         min_gap: float = param(0.2, "least distance of its means, in standard deviations", 0, 10)
@@ -59,12 +63,14 @@ class FedNML(SharedPriors):
         return self.params.hidden_label_leak
 
     def before_local(self, client, model, message) -> None:
+        if self.params.logit_adjustment and not self.params.published:
+            client.cache["shift"] = self._shift(client, message)
         age = message.round - self.plan.warmup_rounds
         if age < 0:
             return
         refresh = age % self.params.refresh_every == 0
         if refresh or self.params.kd_weight > 0:
-            client.cache["teacher"] = torch.from_numpy(client.predict(model))
+            client.cache["teacher"] = self._teach(client, model)
         if refresh:
             self._refresh(client, client.cache["teacher"].numpy(), message)
         client.cache["prior"] = torch.from_numpy(self._prior(client, message))
@@ -93,11 +99,27 @@ class FedNML(SharedPriors):
         own = np.nanmean(seen, axis=0)
         return np.where(np.isnan(own), message.extras["prior"], own)
 
+    def _shift(self, client, message) -> Tensor:
+        """(C,) log prior odds; of a missing class the other sites', 0 where nobody knows."""
+        own = log_prior_odds(**class_counts(client.labels))
+        shared = torch.logit(torch.from_numpy(self._prior(client, message)), eps=1e-3)
+        annotated = torch.from_numpy(client.labels.annotated.any(axis=0))
+        return torch.where(annotated, torch.from_numpy(own), shared.nan_to_num())
+
+    def _teach(self, client, model) -> Tensor:
+        """(N, C) predictions under the site's own priors, as its labels are."""
+        predicted = torch.from_numpy(client.predict(model))
+        if "shift" not in client.cache:
+            return predicted
+        return (torch.logit(predicted, eps=1e-6) + client.cache["shift"]).sigmoid()
+
     def loss(self, client, model, batch, message) -> Tensor:
-        if message.round < self.plan.warmup_rounds:
-            return super().loss(client, model, batch, message)
         teacher = self._teacher(client, model, batch, message)
         logits = model.forward(batch.images)
+        if "shift" in client.cache:
+            logits = logits + client.cache["shift"].to(logits)
+        if message.round < self.plan.warmup_rounds:
+            return self.supervised(client, logits, batch)
         shift = label_margin(batch.target, client.cache["prior"].to(logits.device))
         shifted = logits + self.params.margin * shift
         supervised = self.supervised(client, shifted, batch)
@@ -111,7 +133,7 @@ class FedNML(SharedPriors):
         return weight * distilled + (1 - weight) * supervised
 
     def _teacher(self, client, model, batch, message) -> Tensor | None:
-        if self.params.kd_weight == 0:
+        if self.params.kd_weight == 0 or message.round < self.plan.warmup_rounds:
             return None
         if self.params.published:
             return client.predict_batch(model, message.model, batch.images)
