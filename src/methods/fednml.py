@@ -1,4 +1,4 @@
-"""FedNML: warm-up, then corrected and pseudo-labels, label-dependent margins, distillation.
+"""FedNML: warm-up, then corrected and pseudo-labels, adjusted logits and margins.
 
 Follows methods.md 1.5 and 1.6 with these deviations. Honesty: labels of missing classes start from
 the prediction; priors count annotated cells, and a missing class takes that of other sites.
@@ -36,7 +36,7 @@ class FedNML(SharedPriors):
     """Federated learning with noisy and missing labels (methods.md 1)."""
 
     paper = "FedNML, 2025"
-    summary = "noisy samples corrected, missing classes pseudo-labelled, margins, distillation"
+    summary = "noisy samples corrected, missing classes pseudo-labelled, logits adjusted, margins"
 
     @dataclass(frozen=True)
     class Params:
