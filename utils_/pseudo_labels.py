@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from utils_.labels import LabelState
@@ -100,6 +101,24 @@ def log_prior_odds(positives: np.ndarray, annotated: np.ndarray) -> np.ndarray:
     0 for a class without annotated cells; the binary form of a log prior.
     """
     return np.log((positives + 0.5) / (annotated - positives + 0.5))
+
+
+def log_odds(labels: LabelState, shared: np.ndarray) -> Tensor:
+    """(C,) log prior odds of a site, for logit adjustment.
+
+    Args:
+        shared: (C,) share of positives at all sites, for the classes that this one does not
+            annotate; NaN, where nobody knows, gives 0.
+    """
+    own = torch.from_numpy(log_prior_odds(**class_counts(labels)))
+    others = torch.logit(torch.from_numpy(shared), eps=1e-3).nan_to_num()
+    return torch.where(torch.from_numpy(labels.annotated.any(axis=0)), own, others)
+
+
+def with_odds(probability: np.ndarray, odds: Tensor | None) -> Tensor:
+    """(N, C) predictions of a model whose logits were trained shifted by ``odds``, (C,) or none."""
+    predicted = torch.from_numpy(probability)
+    return predicted if odds is None else (torch.logit(predicted, eps=1e-6) + odds).sigmoid()
 
 
 def prior(positives: np.ndarray, annotated: np.ndarray) -> np.ndarray:

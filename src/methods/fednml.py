@@ -1,18 +1,16 @@
 """FedNML: warm-up, then corrected and pseudo-labels, adjusted logits and margins.
 
-Follows methods.md 1.5 and 1.6 with these deviations. Honesty: labels of missing classes start from
-the prediction; priors count annotated cells, and a missing class takes that of other sites.
-For small models and rare classes: the mixture judges images with a positive label alone, by their
-agreement relative to the class, and may find nothing; annotations it doubts lose weight, at every
-refresh anew, and are corrected where a prediction is hard; pseudo-labels follow the latest model
-and count less than annotations. By default all predictions stay soft and nothing is distilled,
-because hard labels and distillation confirmed the model's own errors; ``confident`` (0.9 as
-published; a hard 0 only far below the class prior) and ``kd_weight`` bring them back. The margin
-shifts the supervised term alone. From the first round on logits are trained shifted by the site's
-log prior odds (logit adjustment, Menon et al., ICLR 2021, in binary form): what is rare is learned
-sooner, and sites of unlike priors agree. Predictions are made without that shift, pseudo-labels
-with the site's. For speed: the teacher predicts once a round on the plain image.
-``published`` undoes all but the honesty and the constants.
+Follows methods.md 1.5 and 1.6 with these deviations. Honesty: missing labels start from the
+prediction; priors count annotated cells, a missing class's those of other sites. For small models
+and rare classes: the mixture judges images with a positive label alone, by their agreement relative
+to the class, and may find nothing; what it doubts loses weight, at every refresh anew, and is
+corrected where a prediction is hard; pseudo-labels are the latest predictions and count less.
+Predictions stay soft and nothing is distilled, because hard labels and distillation confirmed the
+model's own errors; ``confident`` (0.9 as published; a hard 0 only far below the class prior) and
+``kd_weight`` bring them back. The margin shifts the supervised term alone. From the first round on
+logits are trained shifted by the site's log prior odds too (logit adjustment, Menon et al., ICLR
+2021, in binary form), predictions made without, pseudo-labels with them. For speed: the teacher
+predicts once a round on the plain image. ``published`` undoes all but honesty and constants.
 """
 
 from __future__ import annotations
@@ -26,10 +24,8 @@ from torch import Tensor
 from src.losses import label_margin, masked_bce, ramp
 from src.methods.base import SharedPriors, param
 from utils_ import refinement
-from utils_.pseudo_labels import class_counts, log_prior_odds, snap
+from utils_.pseudo_labels import log_odds, snap, with_odds
 from utils_.rng import derive_seed
-
-LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
 
 
 class FedNML(SharedPriors):
@@ -43,9 +39,7 @@ class FedNML(SharedPriors):
         """Every constant of the method."""
 
         refresh_every: int = param(5, "rounds between two label refreshes", 1, 10_000)
-        confident: float = param(
-            1.0, "a higher prediction is 1, a tiny one 0; 1: all stay soft", 0.5
-        )
+        confident: float = param(1.0, "a higher prediction is 1, a tiny one 0; 1: stay soft", 0.5)
         inertia: float = param(0.0, "share of the old label kept on missing classes")
         pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
         trust: float = param(0.5, "weight that an annotation surely noisy loses")
@@ -64,13 +58,13 @@ class FedNML(SharedPriors):
 
     def before_local(self, client, model, message) -> None:
         if self.params.logit_adjustment and not self.params.published:
-            client.cache["shift"] = self._shift(client, message)
+            client.cache["shift"] = log_odds(client.labels, self._prior(client, message))
         age = message.round - self.plan.warmup_rounds
         if age < 0:
             return
         refresh = age % self.params.refresh_every == 0
         if refresh or self.params.kd_weight > 0:
-            client.cache["teacher"] = self._teach(client, model)
+            client.cache["teacher"] = with_odds(client.predict(model), client.cache.get("shift"))
         if refresh:
             self._refresh(client, client.cache["teacher"].numpy(), message)
         client.cache["prior"] = torch.from_numpy(self._prior(client, message))
@@ -88,7 +82,7 @@ class FedNML(SharedPriors):
             snapped = snap(predicted, params.confident, self._prior(client, message))
             noise = refinement.doubt_positives(labels, memory, predicted, **mixture)
             refinement.correct_confident(labels, snapped, noise=noise, trust=params.trust)
-        keep = max(params.inertia, LEAK_FADES if self.hidden_labels else 0)
+        keep = max(params.inertia, 0.8 * self.hidden_labels)  # a leaked label fades as published
         refinement.fill_missing(labels, snapped, keep=keep, weight=weight, start=client.hidden)
 
     def _prior(self, client, message) -> np.ndarray:
@@ -99,20 +93,6 @@ class FedNML(SharedPriors):
         own = np.nanmean(seen, axis=0)
         return np.where(np.isnan(own), message.extras["prior"], own)
 
-    def _shift(self, client, message) -> Tensor:
-        """(C,) log prior odds; of a missing class the other sites', 0 where nobody knows."""
-        own = log_prior_odds(**class_counts(client.labels))
-        shared = torch.logit(torch.from_numpy(self._prior(client, message)), eps=1e-3)
-        annotated = torch.from_numpy(client.labels.annotated.any(axis=0))
-        return torch.where(annotated, torch.from_numpy(own), shared.nan_to_num())
-
-    def _teach(self, client, model) -> Tensor:
-        """(N, C) predictions under the site's own priors, as its labels are."""
-        predicted = torch.from_numpy(client.predict(model))
-        if "shift" not in client.cache:
-            return predicted
-        return (torch.logit(predicted, eps=1e-6) + client.cache["shift"]).sigmoid()
-
     def loss(self, client, model, batch, message) -> Tensor:
         teacher = self._teacher(client, model, batch, message)
         logits = model.forward(batch.images)
@@ -120,14 +100,13 @@ class FedNML(SharedPriors):
             logits = logits + client.cache["shift"].to(logits)
         if message.round < self.plan.warmup_rounds:
             return self.supervised(client, logits, batch)
-        shift = label_margin(batch.target, client.cache["prior"].to(logits.device))
-        shifted = logits + self.params.margin * shift
+        margin = label_margin(batch.target, client.cache["prior"].to(logits))
+        shifted = logits + self.params.margin * margin
         supervised = self.supervised(client, shifted, batch)
         if teacher is None:
             return supervised
-        begin, end = self.plan.warmup_rounds, self.plan.rounds
-        growth = ramp(message.round, begin=begin, end=end, kappa=self.params.kappa)
-        weight = self.params.kd_weight * growth
+        ends = {"begin": self.plan.warmup_rounds, "end": self.plan.rounds}
+        weight = self.params.kd_weight * ramp(message.round, **ends, kappa=self.params.kappa)
         student = shifted if self.params.published else logits
         distilled = masked_bce(student, teacher, torch.ones_like(teacher))
         return weight * distilled + (1 - weight) * supervised
@@ -137,4 +116,4 @@ class FedNML(SharedPriors):
             return None
         if self.params.published:
             return client.predict_batch(model, message.model, batch.images)
-        return client.cache["teacher"][batch.rows].to(batch.images.device)
+        return client.cache["teacher"][batch.rows].to(batch.images)
