@@ -13,6 +13,10 @@ so memory still does not grow with K x P. Coordinates are multiplied by random s
 in 4,096 sums, which keeps inner products up to about 1/64 of the product of the norms (AMS and
 count sketch: Charikar et al., ICALP 2002); norms are exact, and so are updates no longer than it.
 
+Time: an update is held against at most 256 others, the same ones for all of a round, drawn where
+there are more, so time grows with K and not with K squared. What the draw shifts, it shifts for all
+alike, and z hardly moves.
+
 Suppression (``--suppress-outliers``): a flagged client's weight is multiplied by (3.5 / z)^2, z its
 largest score, so it fades the further away it stands. To know this before the first report is
 folded, the server then holds all vectors of a round.
@@ -31,7 +35,7 @@ from utils_.rng import derive, derive_seed
 SKETCH = 4096
 THRESHOLD = 3.5
 MIN_REPORTS = 4
-BLOCK = 128  # sketches multiplied at once
+BLOCK = 128  # sketches multiplied, and given room, at once
 OTHERS = 256  # that an update is held against
 RELATIVE_UNIT, COSINE_UNIT = 0.1, 0.05
 

@@ -231,7 +231,7 @@ def test_the_others_are_drawn_where_there_are_more(monkeypatch: pytest.MonkeyPat
     assert drawn.tolist() != UpdateWatch(20, seed=2)._references(40).tolist()
 
 
-def test_nobody_is_held_against_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_held_against_itself() -> None:
     updates = make_updates(9, 20)
     plain = updates.double().numpy()
     references = np.array([1, 4, 5, 8])

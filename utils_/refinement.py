@@ -8,6 +8,8 @@ from utils_.gmm import split_noisy
 from utils_.labels import LabelState
 from utils_.pseudo_labels import agreement_and_loss, class_agreement
 
+LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
+
 Memory = dict[str, np.ndarray]
 
 

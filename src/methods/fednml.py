@@ -82,7 +82,7 @@ class FedNML(SharedPriors):
             snapped = snap(predicted, params.confident, self._prior(client, message))
             noise = refinement.doubt_positives(labels, memory, predicted, **mixture)
             refinement.correct_confident(labels, snapped, noise=noise, trust=params.trust)
-        keep = max(params.inertia, 0.8 * self.hidden_labels)  # a leaked label fades as published
+        keep = max(params.inertia, refinement.LEAK_FADES if self.hidden_labels else 0)
         refinement.fill_missing(labels, snapped, keep=keep, weight=weight, start=client.hidden)
 
     def _prior(self, client, message) -> np.ndarray:
@@ -100,13 +100,14 @@ class FedNML(SharedPriors):
             logits = logits + client.cache["shift"].to(logits)
         if message.round < self.plan.warmup_rounds:
             return self.supervised(client, logits, batch)
-        margin = label_margin(batch.target, client.cache["prior"].to(logits))
+        margin = label_margin(batch.target, client.cache["prior"].to(logits.device))
         shifted = logits + self.params.margin * margin
         supervised = self.supervised(client, shifted, batch)
         if teacher is None:
             return supervised
-        ends = {"begin": self.plan.warmup_rounds, "end": self.plan.rounds}
-        weight = self.params.kd_weight * ramp(message.round, **ends, kappa=self.params.kappa)
+        begin, end = self.plan.warmup_rounds, self.plan.rounds
+        growth = ramp(message.round, begin=begin, end=end, kappa=self.params.kappa)
+        weight = self.params.kd_weight * growth
         student = shifted if self.params.published else logits
         distilled = masked_bce(student, teacher, torch.ones_like(teacher))
         return weight * distilled + (1 - weight) * supervised
@@ -116,4 +117,4 @@ class FedNML(SharedPriors):
             return None
         if self.params.published:
             return client.predict_batch(model, message.model, batch.images)
-        return client.cache["teacher"][batch.rows].to(batch.images)
+        return client.cache["teacher"][batch.rows].to(batch.images.device)
