@@ -103,14 +103,16 @@ def log_prior_odds(positives: np.ndarray, annotated: np.ndarray) -> np.ndarray:
     return np.log((positives + 0.5) / (annotated - positives + 0.5))
 
 
-def log_odds(labels: LabelState, shared: np.ndarray) -> Tensor:
+def log_odds(labels: LabelState, shared: np.ndarray | None = None) -> Tensor:
     """(C,) log prior odds of a site, for logit adjustment.
 
     Args:
         shared: (C,) share of positives at all sites, for the classes that this one does not
-            annotate; NaN, where nobody knows, gives 0.
+            annotate; NaN, where nobody knows, gives 0. None gives 0 for all of them.
     """
     own = torch.from_numpy(log_prior_odds(**class_counts(labels)))
+    if shared is None:
+        return own
     others = torch.logit(torch.from_numpy(shared), eps=1e-3).nan_to_num()
     return torch.where(torch.from_numpy(labels.annotated.any(axis=0)), own, others)
 

@@ -27,7 +27,7 @@ from src.methods.base import Method, param
 from utils_.bernoulli import entropy
 from utils_.label_logits import first_logits, label_divergence, merged, step
 from utils_.noisy_clients import class_losses
-from utils_.pseudo_labels import class_counts, log_prior_odds
+from utils_.pseudo_labels import log_odds
 from utils_.rng import derive_seed
 from utils_.site_vote import NOISY, NOT_HEARD, hear, weighed
 
@@ -61,8 +61,7 @@ class FedELC(Method):
         elif memory.pop("label_logits", None) is not None:
             labels.correct(labels.annotated, labels.observed)
             memory["noise_score"] = np.zeros_like(memory["noise_score"])
-        odds = log_prior_odds(**class_counts(labels))
-        client.cache["shift"] = torch.from_numpy(odds * self.params.logit_adjustment)
+        client.cache["shift"] = log_odds(labels) * self.params.logit_adjustment
         if message.round >= max(self.plan.warmup_rounds - 1, 1) and NOT_HEARD in found:
             given, least = labels.observed, self.params.min_cells
             client.cache["told"] = class_losses(client.predict(model), given, min_cells=least)

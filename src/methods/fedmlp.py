@@ -18,13 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from src.losses import weighted_mean
 from src.methods.base import Method, param
 from utils_.prototypes import class_prototypes, pool_prototypes, similarity_margin, tag
-from utils_.pseudo_labels import class_counts, log_prior_odds
+from utils_.pseudo_labels import log_odds
 
 
 class FedMLP(Method):
@@ -47,8 +46,7 @@ class FedMLP(Method):
         distil: bool = param(True, "the teacher stays for untagged cells in the second stage")
 
     def before_local(self, client, model, message) -> None:
-        odds = log_prior_odds(**class_counts(client.labels))
-        client.cache["shift"] = torch.from_numpy(odds * self.params.logit_adjustment)
+        client.cache["shift"] = log_odds(client.labels) * self.params.logit_adjustment
         if "prototypes" in message.extras:
             self._tag(client, model, message)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from src.losses import bce, ramp
 from src.methods.base import Method, param
 from utils_.noisy_clients import class_losses
-from utils_.pseudo_labels import class_counts, log_prior_odds
+from utils_.pseudo_labels import log_odds
 from utils_.rng import derive_seed
 from utils_.site_vote import NOISY, NOT_HEARD, hear, weighed
 
@@ -60,8 +60,7 @@ class FedNoRo(Method):
         return self.params.kd_weight * growth
 
     def before_local(self, client, model, message) -> None:
-        odds = log_prior_odds(**class_counts(client.labels))
-        client.cache["shift"] = torch.from_numpy(odds * self.params.logit_adjustment)
+        client.cache["shift"] = log_odds(client.labels) * self.params.logit_adjustment
         found = message.extras.get("noisy", np.full(self.plan.clients, NOT_HEARD))
         client.cache["noisy"] = found[client.index] == NOISY
         if message.round >= max(self.plan.warmup_rounds - 1, 1) and NOT_HEARD in found:
