@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from scripts.benchmark_parts import FULL, PARTS, SMALL, Run, Scale, measure
+from scripts.bench.parts import FULL, PARTS, SMALL, Run, Scale, measure
 from src.models import MODELS
 from src.simulation import resolve_device
 from utils_.environment import describe

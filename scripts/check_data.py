@@ -26,8 +26,8 @@ from src.command_line import parse_command_line
 from src.config import Config, resolve
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
+from utils_.datasets.cache.decode import decode
 from utils_.datasets.columns import choose_columns
-from utils_.datasets.decode import decode
 from utils_.datasets.doctor import (
     Finding,
     client_prevalence,

@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm
 
 from utils_ import datasets
-from utils_.datasets.archives import take
-from utils_.datasets.download import digest, fetch
-from utils_.datasets.recipes import Recipe, recipe_of
+from utils_.datasets.fetch.archives import take
+from utils_.datasets.fetch.download import digest, fetch
+from utils_.datasets.fetch.recipes import Recipe, recipe_of
 from utils_.errors import UserError, nearest
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130

@@ -17,9 +17,9 @@ if str(ROOT) not in sys.path:
 from collections.abc import Sequence
 
 from src import job
+from src.catalogue import listing
 from src.command_line import parse_command_line
 from src.interruption import Interrupted
-from src.listing import listing
 from utils_.errors import UserError
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130

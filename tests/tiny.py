@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -28,6 +29,8 @@ from utils_.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = ROOT / "src" / "main_fednml.py"
+SHARED = ROOT.parent / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared is absent")
 TRAINING, VALIDATION, TESTING = 40, 8, 12
 # Three clients, three rounds, of which the last two refine: enough for every branch.
 SETTINGS: dict[str, Any] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils_.datasets.base import ImageDataset
 from utils_.datasets.brset import load_brset, read_brset
+from utils_.datasets.cache.decode import FITS
 from utils_.datasets.chestxray14 import load_chestxray14, read_chestxray14
 from utils_.datasets.columns import CLASS_ORDERS, choose_columns
 from utils_.datasets.csv_layout import (
@@ -17,7 +18,6 @@ from utils_.datasets.csv_layout import (
     read_mured,
     read_odir,
 )
-from utils_.datasets.decode import FITS
 from utils_.datasets.ham10000 import load_ham10000, read_ham10000
 from utils_.datasets.ich import load_ich, read_ich
 from utils_.datasets.isic import load_isic, read_isic

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils_.datasets.base import ImageDataset
-from utils_.datasets.cache import ImageRequest, load_images
+from utils_.datasets.cache.images import ImageRequest, load_images
 from utils_.errors import UserError
 
 LOGGER = logging.getLogger("fednml")

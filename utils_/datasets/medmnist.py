@@ -14,10 +14,17 @@ from typing import IO
 
 import numpy as np
 
-from utils_.datasets.array_file import BLOCK_BYTES, allocate, new_file, open_array, publish, writing
 from utils_.datasets.base import PART_NAMES, ImageDataset
+from utils_.datasets.cache.array_file import (
+    BLOCK_BYTES,
+    allocate,
+    new_file,
+    open_array,
+    publish,
+    writing,
+)
+from utils_.datasets.cache.decode import square_array
 from utils_.datasets.chestxray14 import CLASSES as CHEST_CLASSES
-from utils_.datasets.decode import square_array
 from utils_.datasets.listing import Options, absent
 from utils_.errors import UserError
 

@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import ROOT, SHARED, needs_shared
 
 from utils_.datasets import DATASETS, load
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.datasets.csv_layout import MURED_CLASSES, read_layout
 from utils_.datasets.isic import CLASSES as ISIC_CLASSES
 from utils_.errors import UserError
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared is absent")
 
 
 def write_images(folder: Path, *names: str) -> None:
@@ -190,7 +188,9 @@ def test_labels_change_neither_key_nor_cache(tmp_path, monkeypatch):
     folder = write_layout(tmp_path, train_data="f,X\na,1\nb,0\n")
     first = load("csv", data_dir=folder, image_size=8)
     (folder / "train_data.csv").write_text("f,X,Y\na,,1\nb,1,1\n")
-    monkeypatch.setattr("utils_.datasets.cache.decode_files", None)  # decoding again would fail
+    monkeypatch.setattr(
+        "utils_.datasets.cache.images.decode_files", None
+    )  # decoding again would fail
     second = load("csv", data_dir=folder, image_size=8)
     assert first.image_key == second.image_key
     np.testing.assert_array_equal(first.images, second.images)
@@ -307,7 +307,7 @@ def test_absent_data_say_what_to_do(tmp_path, name):
     ):
         assert part in message
     section = re.search(r"section (\w+)\)", message)[1]
-    readme = (Path(__file__).resolve().parents[1] / "data/README.md").read_text()
+    readme = (ROOT / "data/README.md").read_text()
     assert f"\n## {section}\n" in readme and f"| {name} |" in readme.replace("`", "").replace(
         f"[{name}](#{name})", name
     )

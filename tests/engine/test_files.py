@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import ROOT
 
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError, nearest
 from utils_.files import atomic_path, write_json, write_text
 from utils_.rng import derive, derive_seed
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from utils_.datasets.synthetic_lesions import (
+from utils_.datasets.synthetic.lesions import (
     CHOROID,
     FINDINGS,
     HARMLESS,
@@ -17,8 +17,8 @@ from utils_.datasets.synthetic_lesions import (
     change_anatomy,
     place_marks,
 )
-from utils_.datasets.synthetic_marks import Marks, draw_marks
-from utils_.datasets.synthetic_retina import (
+from utils_.datasets.synthetic.marks import Marks, draw_marks
+from utils_.datasets.synthetic.retina import (
     Anatomy,
     Vessels,
     disc_marks,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import ROOT
 from torch import nn
 
 from src.models import MODELS, PREDICT_BATCH, FlatModel, build_module
@@ -147,7 +148,7 @@ def test_training_does_not_import_the_compiler() -> None:
         "flat.optimizer(lr=1e-3, weight_decay=0).step(); "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 

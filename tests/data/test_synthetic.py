@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import ROOT
 
-from utils_.datasets import synthetic, synthetic_scene
+from utils_.datasets import synthetic
 from utils_.datasets.base import TEST, TRAIN
-from utils_.datasets.synthetic import CLASSES, class_counts, load_synthetic
-from utils_.datasets.synthetic_lesions import FINDINGS, PLACES
-from utils_.datasets.synthetic_marks import Marks, draw_marks
-from utils_.datasets.synthetic_scene import render
+from utils_.datasets.synthetic import CLASSES, class_counts, load_synthetic, scene
+from utils_.datasets.synthetic.lesions import FINDINGS, PLACES
+from utils_.datasets.synthetic.marks import Marks, draw_marks
+from utils_.datasets.synthetic.scene import render
 from utils_.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 # methods.md, section 17: name, train images, val images of MuReD.
 MURED = """DR 396/99, NORMAL 395/98, MH 135/34, ODC 211/52, TSLN 125/31, ARMD 126/32, DN 130/32,
 MYA 71/18, BRVO 63/16, ODP 50/12, CRVO 44/11, CNV 48/12, RS 47/11, ODE 46/11, LS 37/9, CSR 29/7,
@@ -169,7 +169,7 @@ def test_bits_depend_neither_on_threads_nor_on_batches(
     normal: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import sys; sys.path[:0] = ['.', 'tests']; import test_synthetic as t, zlib;"
+        "import sys; sys.path[:0] = ['.', 'tests', 'tests/data']; import test_synthetic as t, zlib;"
         "print(zlib.crc32(t.picture(t.one_finding('DR'))))"
     )
     checksums = set()
@@ -181,8 +181,8 @@ def test_bits_depend_neither_on_threads_nor_on_batches(
         )
         checksums.add(done.stdout)
     assert len(checksums) == 1
-    monkeypatch.setattr(synthetic_scene, "PIXEL_BUDGET", 5 * 32**2)
-    monkeypatch.setattr("utils_.datasets.synthetic_marks.WINDOW_BUDGET", 1)
+    monkeypatch.setattr(scene, "PIXEL_BUDGET", 5 * 32**2)
+    monkeypatch.setattr("utils_.datasets.synthetic.marks.WINDOW_BUDGET", 1)
     np.testing.assert_array_equal(picture(one_finding("NORMAL")), normal)
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from tiny import ROOT
 
-from utils_.datasets import cache as cache_module
-from utils_.datasets.cache import ImageRequest, load_images
-from utils_.datasets.decode import decode, decode_files
+from utils_.datasets.cache import images as cache_module
+from utils_.datasets.cache.decode import decode, decode_files
+from utils_.datasets.cache.images import ImageRequest, load_images
 from utils_.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 RED = (200, 30, 60)
 
 
@@ -243,7 +243,7 @@ def test_warm_start_does_not_read_the_images(folder, monkeypatch):
 def test_processes_give_the_same_bytes(folder, monkeypatch):
     alone = folder.load(cache_dir=folder.cache / "1")
     monkeypatch.setattr(cache_module, "SMALL_BYTES", 0)
-    monkeypatch.setattr("utils_.datasets.decode.CHUNK_IMAGES", 5)
+    monkeypatch.setattr("utils_.datasets.cache.decode.CHUNK_IMAGES", 5)
     together = folder.load(cache_dir=folder.cache / "2", workers=3)
     np.testing.assert_array_equal(alone.images, together.images)
     assert alone.key == together.key
@@ -492,7 +492,7 @@ def test_disk_that_fills_up_while_decoding(folder, tmp_path, workers, monkeypatc
 def test_reader_that_dies_is_reported(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     monkeypatch.setattr(cache_module, "SMALL_BYTES", 0)
-    monkeypatch.setattr("utils_.datasets.decode.CHUNK_IMAGES", 5)
+    monkeypatch.setattr("utils_.datasets.cache.decode.CHUNK_IMAGES", 5)
     before = left_behind(tmp_path)
     with pytest.raises(UserError, match="exit code 1"):
         folder.load(workers=2)
@@ -524,7 +524,7 @@ def script(folder: Folder, cache: Path) -> str:
     return f"""
 import os
 from pathlib import Path
-from utils_.datasets import cache
+from utils_.datasets.cache import images as cache
 cache.SMALL_BYTES = 0
 request = cache.ImageRequest(
     Path({str(folder.path)!r}), {folder.files!r}, Path({str(cache)!r}), image_size=16, workers=2

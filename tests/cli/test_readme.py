@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import ROOT, SHARED
 
 from src.aggregation import AGGREGATORS
 from src.methods import method_names
@@ -19,8 +20,6 @@ from utils_.missing import MISSING_TYPES
 from utils_.noise import NOISE_TYPES
 from utils_.splits import SPLITS
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 TINY = "--train-images 60 --test-images 30 --image-size 16 --rounds 1 --warmup-rounds 0 --quiet"
 
 

@@ -1,6 +1,6 @@
 """What the benchmark times in processes of their own: start, many clients, peers; also files.
 
-python scripts/benchmark_children.py NAME OPTIONS runs one of them (OPTIONS is JSON) and prints its
+python scripts/bench/children.py NAME OPTIONS runs one of them (OPTIONS is JSON) and prints its
 findings as the last line, as JSON. Nothing of the project is imported before it is needed, because
 that is part of what the start measures.
 """
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from scripts.benchmark_work import Share, Work
+    from scripts.bench.work import Share, Work
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILE_SIZE = (600, 450)  # width and height of the images of HAM10000
 PEERS = {"flower": ("flwr", "ray"), "pfl": ("pfl",)}  # the packages that each of them needs
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "FLWR_TELEMETRY_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
@@ -100,7 +100,7 @@ def start(arguments: list[str]) -> dict[str, float]:
 
 def many_clients(work: dict[str, Any]) -> dict[str, float]:
     """Time of one FedAvg round with one worker, and the peak memory of all of it."""
-    from scripts.benchmark_work import Federation, Work, seconds_of
+    from scripts.bench.work import Federation, Work, seconds_of
 
     federation = Federation("fedavg", Work(**work))
     return {"seconds": seconds_of(federation.round), "peak_mb": peak_mb()}
@@ -111,7 +111,7 @@ def many_clients(work: dict[str, Any]) -> dict[str, float]:
 
 def ours(work: dict[str, Any], rounds: int) -> dict[str, list[float]]:
     """Seconds of each round of FedAvg and its evaluation, configured by default."""
-    from scripts.benchmark_work import Federation, Work, seconds_of
+    from scripts.bench.work import Federation, Work, seconds_of
 
     federation = Federation("fedavg", Work(**work), workers="auto")
 
@@ -132,7 +132,7 @@ class PeerData:
         import numpy as np
         import torch
 
-        from scripts.benchmark_work import Bench, random_dataset
+        from scripts.bench.work import Bench, random_dataset
         from utils_.datasets.base import TEST
 
         bench, dataset = Bench(work), random_dataset(work)
@@ -143,7 +143,7 @@ class PeerData:
 
     def score(self, module: torch.nn.Module) -> float:
         """The evaluation that our engine does too."""
-        from scripts.benchmark_work import score_plainly
+        from scripts.bench.work import score_plainly
 
         return score_plainly(module, self.images, self.truth, self.augmenter)["mAP"]
 
@@ -161,7 +161,7 @@ def flower(work: dict[str, Any], rounds: int) -> dict[str, list[float]]:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    from scripts.benchmark_work import Work, plain_module
+    from scripts.bench.work import Work, plain_module
     from utils_.environment import processor_count
 
     data, times = PeerData(Work(**work)), []
@@ -201,8 +201,8 @@ def flower_client(work: dict[str, Any]) -> Any:
         import torch
         from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-        from scripts.benchmark_children import PeerData
-        from scripts.benchmark_work import Work, plain_module, train_plainly
+        from scripts.bench.children import PeerData
+        from scripts.bench.work import Work, plain_module, train_plainly
 
         torch.set_num_threads(1)
         if "data" not in kept:
@@ -233,7 +233,7 @@ def pfl(work: dict[str, Any], rounds: int) -> dict[str, list[float]]:
     from pfl.metrics import Metrics
     from pfl.model.pytorch import PyTorchModel
 
-    from scripts.benchmark_work import Work
+    from scripts.bench.work import Work
     from utils_.environment import processor_count
 
     torch.set_num_threads(processor_count())
@@ -279,7 +279,7 @@ def pfl_module(data: PeerData) -> torch.nn.Module:
     """The network with the two functions that pfl-research asks a module for."""
     import torch
 
-    from scripts.benchmark_work import cell_loss, plain_module
+    from scripts.bench.work import cell_loss, plain_module
     from utils_.augment import AUGMENT
 
     class Module(torch.nn.Module):

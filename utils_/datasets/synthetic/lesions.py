@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils_.datasets.synthetic_marks import Marks
-from utils_.datasets.synthetic_retina import QUADRANTS, Anatomy
+from utils_.datasets.synthetic.marks import Marks
+from utils_.datasets.synthetic.retina import QUADRANTS, Anatomy
 
 CHOROID, RETINA, VITREOUS = range(3)  # below the vessels, above them, in front of everything
 

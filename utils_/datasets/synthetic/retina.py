@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils_.datasets.synthetic_marks import Marks
+from utils_.datasets.synthetic.marks import Marks
 
 OCTAVES = (3, 6, 12, 24, 48)  # cells per side of the random grids behind the texture
 TEXTURE_DEVIATION = 0.54  # of the sum of all octaves, as expected

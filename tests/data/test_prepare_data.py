@@ -17,16 +17,16 @@ import pytest
 from PIL import Image
 from test_datasets_medmnist import make_arrays
 from test_datasets_official import CHEST, RFMID, brset_table, write_chest
+from tiny import ROOT
 from web_server import Site
 
 from scripts import prepare_data
 from utils_ import datasets
-from utils_.datasets import archives, dicom, recipes
-from utils_.datasets.archives import Rule, extract
-from utils_.datasets.download import Source, fetch
+from utils_.datasets.fetch import archives, dicom, recipes
+from utils_.datasets.fetch.archives import Rule, extract
+from utils_.datasets.fetch.download import Source, fetch
 from utils_.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = np.random.default_rng(0).bytes(3_000_000)
 
 

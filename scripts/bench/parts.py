@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scripts import benchmark_children as children
-from scripts.benchmark_work import (
+from scripts.bench import children
+from scripts.bench.work import (
     Bench,
     Federation,
     Work,

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from tiny import ROOT
 
 from utils_.errors import UserError
 from utils_.report import SELECTIONS, collect, overview_table, results_table
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "table.py"
+SCRIPT = ROOT / "scripts" / "table.py"
 
 
 def write_run(

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from utils_.datasets.base import TEST, TRAIN, ImageDataset
-from utils_.datasets.synthetic_scene import render
+from utils_.datasets.synthetic.scene import render
 from utils_.errors import UserError
 from utils_.files import atomic_path
 from utils_.rng import derive
 
 LOGGER = logging.getLogger("fednml")
 VERSION = 2  # to be raised whenever the same seed gives other labels or pixels
-CACHE = Path(__file__).resolve().parents[2] / "data" / "synthetic" / ".cache"
+CACHE = Path(__file__).resolve().parents[3] / "data" / "synthetic" / ".cache"
 CHECKSUM_BYTES = 4
 # MuReD (Rodriguez et al., Data in Brief 2022): classes in the order of its files, with the
 # number of images of each class among the SIZES of its train and val files.

@@ -7,13 +7,13 @@ import dataclasses
 import io
 import logging
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import SHARED, needs_shared
 
 from utils_ import scenario as module
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, ImageDataset
@@ -22,9 +22,6 @@ from utils_.missing import MISSING_TYPES
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
 from utils_.scenario import Scenario, assignment_table, build_scenario, client_table
 from utils_.splits import SPLITS
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared is absent")
 
 SETTINGS = {
     "clients": 4,

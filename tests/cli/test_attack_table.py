@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLE, GRID = ROOT / "scripts" / "attack_table.py", ROOT / "scripts" / "attacks.sh"
 
 

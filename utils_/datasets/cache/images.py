@@ -13,9 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from utils_.datasets.array_file import allocate, keep_rows, new_file, open_array, publish, writing
-from utils_.datasets.cache_index import CacheIndex, Signature, signature
-from utils_.datasets.decode import Decoded, content_digest, decode_files, problem_of
+from utils_.datasets.cache.array_file import (
+    allocate,
+    keep_rows,
+    new_file,
+    open_array,
+    publish,
+    writing,
+)
+from utils_.datasets.cache.decode import Decoded, content_digest, decode_files, problem_of
+from utils_.datasets.cache.index import CacheIndex, Signature, signature
 from utils_.errors import UserError
 
 LOGGER = logging.getLogger("fednml")

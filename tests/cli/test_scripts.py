@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
 from scripts.run_folders import plan
 from src.command_line import PRESETS, read_preset
@@ -18,7 +19,6 @@ from src.config import resolve
 from utils_.datasets import DATASETS
 from utils_.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted(ROOT.glob("scripts/*.sh")), ROOT / ".ci" / "run"]
 TINY = "--train-images 60 --test-images 30 --image-size 16 --rounds 2 --local-epochs 1 --workers 1"
 GRID = {"METHODS": "fedavg fednml", "NOISE": "0.5", "MISSING": "2", "SEEDS": "3"}

@@ -26,7 +26,7 @@ from utils_.errors import UserError
 FITS = ("crop", "pad")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHUNK_BYTES = 8 * 2**20
 CHUNK_IMAGES = 64
 
@@ -155,7 +155,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from utils_.datasets.decode import serve; serve()"],
+            [sys.executable, "-c", "from utils_.datasets.cache.decode import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # libtiff writes there; failures come back in the reply

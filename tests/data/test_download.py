@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from web_server import Site
 
-from utils_.datasets import download
-from utils_.datasets.download import ATTEMPTS, Source, fetch
+from utils_.datasets.fetch import download
+from utils_.datasets.fetch.download import ATTEMPTS, Source, fetch
 from utils_.errors import UserError
 
 DATA = np.random.default_rng(0).bytes(3_000_000)

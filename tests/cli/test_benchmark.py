@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import benchmark, benchmark_parts
-from scripts import benchmark_children as children
-from scripts.benchmark_work import (
+from scripts import benchmark
+from scripts.bench import children, parts
+from scripts.bench.work import (
     Bench,
     Federation,
     StageClock,
@@ -31,7 +31,7 @@ from scripts.benchmark_work import (
 
 ONE = Work(clients=1, images=20, tested=8, size=16, epochs=2, batch=8, classes=4)
 TWO = replace(ONE, clients=2)
-TINY = benchmark_parts.Scale(
+TINY = parts.Scale(
     work=TWO,
     default=TWO,
     many=replace(ONE, clients=10, images=2, batch=2, epochs=1),
@@ -80,7 +80,7 @@ def forward_passes(task, monkeypatch) -> list[tuple[int, bool]]:
 @pytest.mark.parametrize(("method", "distilled"), [("fedavg", False), ("fednml", True)])
 def test_bare_loops_make_the_passes_of_the_method(method, distilled, monkeypatch) -> None:
     """The scoring pass and the steps of every client, in the same batches."""
-    federation = Federation(method, TWO, param=benchmark_parts.EVERY_ROUND if distilled else {})
+    federation = Federation(method, TWO, param=parts.EVERY_ROUND if distilled else {})
     bench = Bench(TWO)
     ours = forward_passes(federation.round, monkeypatch)
     bare = forward_passes(lambda: bare_loop(bench, distilled=distilled), monkeypatch)
@@ -143,7 +143,7 @@ def test_time_of_an_inner_stage_is_taken_off_the_outer_one() -> None:
 
 def test_stages_are_all_seen_and_leave_nothing_behind() -> None:
     before = torch.Tensor.backward, torch.optim.AdamW.__dict__.get("step")
-    federation = Federation("fednml", TWO, param=benchmark_parts.EVERY_ROUND)
+    federation = Federation("fednml", TWO, param=parts.EVERY_ROUND)
     federation.round()
     found = stage_times(federation, 1)
     wanted = {"augment", "forward", "backward", "optimiser step", "refresh labels", "aggregate"}

@@ -6,13 +6,13 @@ import csv
 import logging
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_noise import all_rows, multi_label, noisy_labels, one_hot, same
+from tiny import SHARED
 
 from utils_.errors import UserError
 from utils_.noise import CLIENT_RATES, NOISE_TYPES, add_noise, client_rates, reader_rates
@@ -20,7 +20,7 @@ from utils_.noise.cells import CONFUSABLE, flip_cells, partners
 from utils_.noise.instance import _features, image_features
 from utils_.noise.reader import MORE_READS, PRIOR_READS, READS
 
-SHARED_TABLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "reader_noise.csv"
+SHARED_TABLE = SHARED / "data" / "reader_noise.csv"
 ISIC = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 
 

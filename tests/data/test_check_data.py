@@ -13,13 +13,12 @@ import pytest
 import tiny
 from PIL import Image
 from test_datasets import SHARED, needs_shared
+from tiny import ROOT
 
 from scripts import check_data
 from utils_.datasets import doctor
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, ImageDataset
 from utils_.datasets.doctor import examine, find_duplicates
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils_.datasets.archives import Rule
-from utils_.datasets.dicom import IchConverter
-from utils_.datasets.download import Source
+from utils_.datasets.fetch.archives import Rule
+from utils_.datasets.fetch.dicom import IchConverter
+from utils_.datasets.fetch.download import Source
 from utils_.datasets.medmnist import SETS, SIZES, file_name
 from utils_.errors import UserError
 from utils_.files import atomic_path

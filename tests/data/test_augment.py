@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.benchmark_work import plain_view
+from scripts.bench.work import plain_view
 from utils_.augment import (
     GREY,
     PUBLISHED,

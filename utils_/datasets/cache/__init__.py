@@ -1,0 +1,1 @@
+"""Images decoded once: found by content, kept as one array, mapped into memory."""

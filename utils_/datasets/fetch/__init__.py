@@ -1,0 +1,1 @@
+"""Public data sets brought into data/: addresses, downloads, archives, DICOM."""
