@@ -1,14 +1,15 @@
-"""Rules that turn the clients' vectors into the next global vector (methods.md 13).
+"""Rules that turn the clients' vectors into the next global vector (docs/methods.md 13).
 
-Vectors are float32, sums and distances float64; ties go to the lower client number, so the order of
-arrival is irrelevant. ``mean``, ``uniform``, ``classwise``, and ``clip`` with a given radius fold
-the reports one at a time; the other rules need all of a round's vectors at once.
-
-A vector holds parameters, then BatchNorm statistics. Rules for each coordinate treat both alike.
-Norms and distances are those of the parameters, since statistics are on another scale and would
-drown them; the statistics then move with the same weights. So every new statistic lies between
-reported ones and variances stay positive. A site that lies in its statistics alone is not seen by
-krum, multikrum, geometric and clip; ``--buffers server`` takes no statistics from anybody.
+- Vectors are float32, sums and distances are float64. Ties go to the lower client number, so the
+  order of arrival does not matter.
+- ``mean``, ``uniform``, ``classwise``, and ``clip`` with a given radius fold the reports one at a
+  time. The other rules need all vectors of a round at once.
+- A vector holds the parameters, then the BatchNorm statistics. Rules for each coordinate treat both
+  alike. Norms and distances are those of the parameters, because the statistics are on another
+  scale and would drown them. The statistics then move with the same weights, so each new one lies
+  between reported ones and variances stay positive.
+- krum, multikrum, geometric and clip do not see a site that lies in its statistics alone.
+  ``--buffers server`` takes no statistics from anybody.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor
 
 from src.messages import ANNOTATED_CELLS, Report
-from utils_.head_mean import HeadMean
 
 if TYPE_CHECKING:
     from src.models import FlatModel
@@ -37,15 +37,25 @@ class Layout:
 
     Attributes:
         parameters: their number; BatchNorm statistics follow.
-        weight: place of the head's (C, D) weight, of which row c belongs to class c; None unknown.
+        weight: place of the head's (C, D) weight, of which row c belongs to class c; empty where
+            there is no head.
         bias: place of its (C,) bias.
         variances: places of the running variances.
     """
 
     parameters: int
-    weight: slice | None = None
-    bias: slice | None = None
+    weight: slice = field(default_factory=lambda: slice(0, 0))
+    bias: slice = field(default_factory=lambda: slice(0, 0))
     variances: tuple[slice, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """C, the number of rows of the head."""
+        return int(self.bias.stop - self.bias.start)
+
+    def head(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the head's (C, D) weight and (C,) bias in a (P,) vector."""
+        return vector[self.weight].view(self.classes, -1), vector[self.bias]
 
     @classmethod
     def of(cls, model: FlatModel) -> Layout:
@@ -64,13 +74,30 @@ class Frame:
         model: (P,) float32, the global model that the clients were sent.
         layout: what lies where in it.
         parameters: those of the rule, complete, see src/aggregator_options.py.
-        counted: whether every report must hold ``ANNOTATED_CELLS``, as for ``classwise``.
+        needs: names of the facts that every report must hold, see :class:`Aggregator`.
     """
 
     model: Tensor
     layout: Layout
     parameters: dict[str, float] = field(default_factory=dict)
-    counted: bool = False
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Aggregator:
+    """An aggregation rule, to be called with the reports and the frame.
+
+    Attributes:
+        combine: gives the next global vector, (P,) float32; it may read the reports once.
+        needs: facts that each site puts into its report for this rule, see
+            :data:`src.client.SITE_FACTS`.
+    """
+
+    combine: Callable[[Iterable[Report], Frame], Tensor]
+    needs: tuple[str, ...] = ()
+
+    def __call__(self, reports: Iterable[Report], frame: Frame) -> Tensor:
+        return self.combine(reports, frame)
 
 
 def fault(report: Report, frame: Frame) -> str | None:
@@ -83,8 +110,9 @@ def fault(report: Report, frame: Frame) -> str | None:
     variances = [model[place] for place in frame.layout.variances]
     if variances and torch.cat(variances).min() < 0:
         return "its model holds variances below 0"
-    if frame.counted and not _plausible(report, frame.layout):
-        return f"its counts '{ANNOTATED_CELLS}' are absent or impossible"
+    for name in frame.needs:
+        if not _plausible(report.extras.get(name), report, frame.layout):
+            return f"its counts '{name}' are absent or impossible"
     return None
 
 
@@ -93,9 +121,9 @@ def _finite(vector: Tensor) -> bool:
     return bool(vector.sum().isfinite()) or bool(vector.isfinite().all())
 
 
-def _plausible(report: Report, layout: Layout) -> bool:
-    counts = report.extras.get(ANNOTATED_CELLS)
-    if np.shape(counts) != (layout.bias.stop - layout.bias.start,):
+def _plausible(counts: np.ndarray | None, report: Report, layout: Layout) -> bool:
+    """Whether these are counts of a site's images, one for each class."""
+    if counts is None or np.shape(counts) != (layout.classes,):
         return False
     return bool(((counts >= 0) & (counts <= report.samples)).all())  # of NaN both are false
 
@@ -103,7 +131,7 @@ def _plausible(report: Report, layout: Layout) -> bool:
 # ---- rules that fold the reports one at a time
 
 
-def weighted_mean(reports: Iterable[Report], frame: Frame | None = None) -> Tensor:
+def mean_by_images(reports: Iterable[Report], frame: Frame | None = None) -> Tensor:
     """Mean of the reported vectors, weighted by images (McMahan et al., AISTATS 2017).
 
     Reports are folded into one float64 sum as they arrive, so memory does not grow with K.
@@ -113,7 +141,7 @@ def weighted_mean(reports: Iterable[Report], frame: Frame | None = None) -> Tens
 
 def uniform_mean(reports: Iterable[Report], frame: Frame | None = None) -> Tensor:
     """Mean of the reported vectors, each site counting the same; a suppressed one less."""
-    return _fold((report, report.trust) for report in reports)
+    return _fold((report, report.credit) for report in reports)
 
 
 def _fold(weighted: Iterable[tuple[Report, float]]) -> Tensor:
@@ -135,16 +163,48 @@ def classwise(reports: Iterable[Report], frame: Frame) -> Tensor:
     positives, pseudo-labels included; here they are annotated cells, which every method has. A
     class that nobody annotates keeps the plain mean of its row.
     """
-    bias, weight = frame.layout.bias, frame.layout.weight
-    place = np.array([weight.start, weight.stop, bias.start])
 
-    def with_counts(report: Report) -> Report:
-        counts = report.extras[ANNOTATED_CELLS] * report.trust
-        return replace(report, extras={"seen": counts, "head": place})
+    def seen(report: Report) -> np.ndarray:
+        return report.extras[ANNOTATED_CELLS] * report.credit
 
-    head = HeadMean()
-    seen = head.tap(with_counts(report) for report in reports)
-    return head.write(weighted_mean(seen))
+    head = HeadMean(frame.layout)
+    return head.write(mean_by_images(head.tap(reports, seen)))
+
+
+class HeadMean:
+    """Folds the heads of passing reports into one sum, row c weighted by the seen cases of c."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._weight = self._bias = self._seen = torch.zeros(())
+
+    def tap(
+        self, reports: Iterable[Report], seen: Callable[[Report], np.ndarray]
+    ) -> Iterator[Report]:
+        """Hand the reports on, one at a time, and take their heads in passing.
+
+        Args:
+            reports: those of a round.
+            seen: gives the (C,) cases of each class that a report stands for.
+        """
+        for report in reports:
+            self._fold(report.model, torch.from_numpy(seen(report)).double())
+            yield report
+
+    def _fold(self, vector: Tensor, counts: Tensor) -> None:
+        weight, bias = self._layout.head(vector)
+        self._seen = self._seen + counts
+        self._weight = self._weight + counts[:, None] * weight.double()
+        self._bias = self._bias + counts * bias.double()
+
+    def write(self, vector: Tensor) -> Tensor:
+        """A copy of ``vector`` with the means in it, but for the classes that nobody has seen."""
+        vector = vector.clone()
+        weight, bias = self._layout.head(vector)
+        rows = self._seen > 0
+        weight[rows] = (self._weight[rows] / self._seen[rows, None]).to(vector)
+        bias[rows] = (self._bias[rows] / self._seen[rows]).to(vector)
+        return vector
 
 
 def clip(reports: Iterable[Report], frame: Frame) -> Tensor:
@@ -156,7 +216,7 @@ def clip(reports: Iterable[Report], frame: Frame) -> Tensor:
     if radius == 0:
         reports = _in_order(reports)
         radius = float(np.median([_update_norm(report, frame) for report in reports]))
-    return weighted_mean(_shortened(report, frame, radius) for report in reports)
+    return mean_by_images(_shortened(report, frame, radius) for report in reports)
 
 
 def _update_norm(report: Report, frame: Frame) -> float:
@@ -303,14 +363,14 @@ def _geometric(reports: Iterable[Report], frame: Frame) -> Tensor:
     return _combination([report.model for report in held], shares).float()
 
 
-AGGREGATORS: dict[str, Callable[[Iterable[Report], Frame], Tensor]] = {
-    "mean": weighted_mean,
-    "uniform": uniform_mean,
-    "median": _median,
-    "trimmed": _trimmed,
-    "krum": _krum,
-    "multikrum": _multikrum,
-    "geometric": _geometric,
-    "clip": clip,
-    "classwise": classwise,
+AGGREGATORS: dict[str, Aggregator] = {
+    "mean": Aggregator(mean_by_images),
+    "uniform": Aggregator(uniform_mean),
+    "median": Aggregator(_median),
+    "trimmed": Aggregator(_trimmed),
+    "krum": Aggregator(_krum),
+    "multikrum": Aggregator(_multikrum),
+    "geometric": Aggregator(_geometric),
+    "clip": Aggregator(clip),
+    "classwise": Aggregator(classwise, needs=(ANNOTATED_CELLS,)),
 }

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.messages import ANNOTATED_CELLS, CLASS_COUNTS, Broadcast, Report
-from src.methods.base import Batch
+from src.messages import ANNOTATED_CELLS, CLASS_COUNTS, NO_MODEL, Arrays, Broadcast, Report
+from src.plan import Batch, Plan
 from utils_.augment import AUGMENT, STRONG, Augmenter
-from utils_.class_weights import class_weights
 from utils_.labels import LabelState
-from utils_.pseudo_labels import class_counts
-from utils_.rng import derive_seed
+from utils_.priors import balance_factors, class_counts
+from utils_.rng import derive, derive_seed
 
 if TYPE_CHECKING:
-    from src.methods.base import Method, Plan
+    from src.methods.base import Method
     from src.models import FlatModel
+
+# What an aggregator may need to know of a site beside its model, (C,) each; by name in a report.
+SITE_FACTS: dict[str, Callable[[LabelState], np.ndarray]] = {
+    ANNOTATED_CELLS: lambda labels: class_counts(labels)["annotated"],
+}
+NO_VIEW = torch.empty(0)  # the strong view of a batch for which none was asked
 
 
 class Client:
@@ -49,8 +54,8 @@ class Client:
     ) -> None:
         self.index, self.labels, self.plan, self.hidden = index, labels, plan, hidden
         self.round = 0
-        self.memory: dict[str, np.ndarray] = {}
-        self.cache: dict[str, object] = {}
+        self.memory: Arrays = {}
+        self.cache: dict[str, Any] = {}
         self.logs: dict[str, float] = {}
         self._images, self._rows, self._augmenter = images, rows, augmenter
 
@@ -62,7 +67,7 @@ class Client:
         extras = {}
         if self.plan.class_weights != "none":
             extras[CLASS_COUNTS] = np.stack([*class_counts(self.labels).values()])
-        return Report(self.index, len(self), None, extras)
+        return Report(self.index, len(self), NO_MODEL, extras)
 
     def train(self, model: FlatModel, method: Method, message: Broadcast) -> Report:
         """Train the received model on the site's data and report the result.
@@ -74,18 +79,26 @@ class Client:
         self.round, self.logs, self.cache = message.round, {}, {}
         if CLASS_COUNTS in message.extras:
             counts = message.extras[CLASS_COUNTS]
-            self.cache["class_weights"] = class_weights(counts, self.plan.class_weights)
+            self.cache["class_weights"] = balance_factors(counts, self.plan.class_weights)
         with torch.random.fork_rng(devices=_cuda_devices(model)):
             _seed_layers(model, seed)
             self._receive(model, message)
             method.before_local(self, model, message)
             self._epochs(model, method, message, torch.Generator().manual_seed(seed))
             extras = method.after_local(self, model, message)
-        if self.plan.aggregator == "classwise":
-            extras = extras | {ANNOTATED_CELLS: class_counts(self.labels)["annotated"]}
+        extras = extras | {name: SITE_FACTS[name](self.labels) for name in method.report_needs}
         self.cache = {}
         vector = self._send(model, message)
         return Report(self.index, len(self), vector, extras, self.logs)
+
+    def draw(self, name: str, *parts: str | int) -> np.random.Generator:
+        """A generator for a method's own draws in this round, at this site.
+
+        Args:
+            name: what is drawn.
+            parts: what else tells draws apart, such as ``batch.step``.
+        """
+        return derive(self.plan.seed, name, self.index, self.round, *parts)
 
     def predict(self, model: FlatModel) -> np.ndarray:
         """(n, C) probabilities of the site's own images, un-augmented, in their own order."""
@@ -122,6 +135,7 @@ class Client:
                 method.after_backward(self, model, message)
                 optimizer.step()
                 hold()
+                method.after_step(self, model, message)
                 total += loss.detach()
                 steps += 1
         self.logs["loss"] = float(total) / max(steps, 1)
@@ -139,16 +153,18 @@ class Client:
         tables = [torch.from_numpy(t).to(model.device) for t in (target, self._weight())]
         strength = AUGMENT[self.plan.augment]
         two_views = method.views == 2 or self.plan.consistency > 0
+        step = 0
         for _ in range(self.plan.local_epochs):
             order = torch.randperm(len(self), generator=generator).numpy()
             for rows in split_batches(order, self.plan.batch_size):
                 pixels = model.pixels.batch(self._images, self._rows[rows])
                 first = self._augmenter.view(pixels, generator, strength=strength)
-                strong = None
+                strong = NO_VIEW
                 if two_views:
                     strong = self._augmenter.view(pixels, generator, strength=STRONG)
                 place = torch.from_numpy(rows).to(model.device, non_blocking=True)
-                yield Batch(first, strong, rows, *(table[place] for table in tables))
+                yield Batch(first, strong, rows, *(table[place] for table in tables), step=step)
+                step += 1
 
     def _weight(self) -> np.ndarray:
         """(n, C) float32 weights of the labels, times those of the images if a method set any."""

@@ -16,15 +16,16 @@ from src.aggregation import AGGREGATORS
 from src.aggregator_options import RANKING, parameter_help, resolve_parameters
 from src.attacks import ATTACKS
 from src.methods import method_class, method_names
-from src.methods.base import Plan, parse_params
+from src.methods.base import parse_params
 from src.models import MODELS
+from src.plan import Plan
 from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
-from utils_.class_weights import CLASS_WEIGHTS
 from utils_.datasets import CLASS_ORDERS, DATASETS
 from utils_.errors import UserError, nearest
 from utils_.missing import MISSING_TYPES, UP_TO_ALL
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
+from utils_.priors import CLASS_WEIGHTS
 from utils_.splits import SPLITS
 
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
+Arrays = dict[str, np.ndarray]
+
 CLASS_COUNTS = "class_counts"  # (2, C) positives and annotated cells, see --class-weights
-ANNOTATED_CELLS = "annotated_cells"  # (C,) in every report, see --aggregator classwise
+ANNOTATED_CELLS = "annotated_cells"  # (C,) in every report, for aggregators that need it
+NO_MODEL = torch.empty(0)  # in a report that carries none, or whose model is folded in already
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Broadcast:
 
     round: int
     model: Tensor
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    extras: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,23 @@ class Report:
 
     Attributes:
         client: number of the client, from 0.
-        samples: its number of images.
-        model: (P,) float32 after local training; None once the server has folded it in.
+        samples: its number of images; rules that weigh clients otherwise put their weight here.
+        model: (P,) float32 after local training; ``NO_MODEL`` once the server has folded it in.
         extras: what the method reports beside the model.
         logs: scalars for the log, such as the mean training loss.
-        trust: factor in [0, 1] by which the server has lowered ``samples``, 1 unless the report
+        credit: factor in [0, 1] by which the server has lowered ``samples``, 1 unless the report
             stands apart and ``--suppress-outliers`` is on.
     """
 
     client: int
-    samples: int
-    model: Tensor | None
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    samples: float
+    model: Tensor
+    extras: Arrays = field(default_factory=dict)
     logs: dict[str, float] = field(default_factory=dict)
-    trust: float = 1.0
+    credit: float = 1.0
 
 
 def message_bytes(message: Broadcast | Report) -> int:
     """Bytes of the model and of all extras in one message."""
-    model = 0 if message.model is None else message.model.numel() * message.model.element_size()
+    model = message.model.numel() * message.model.element_size()
     return model + sum(np.asarray(array).nbytes for array in message.extras.values())

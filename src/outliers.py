@@ -33,7 +33,7 @@ from torch import Tensor
 from utils_.rng import derive, derive_seed
 
 SKETCH = 4096
-THRESHOLD = 3.5
+OUTLYING = 3.5
 MIN_REPORTS = 4
 BLOCK = 128  # sketches multiplied, and given room, at once
 OTHERS = 256  # that an update is held against
@@ -169,6 +169,6 @@ def severity(scores: dict[str, float]) -> float:
     return max(abs(scores["norm"]), -scores["cosine"], scores["distance"])
 
 
-def trust(scores: dict[str, float]) -> float:
+def credit(scores: dict[str, float]) -> float:
     """Factor of a client's weight in (0, 1]: 1 unless it is flagged."""
-    return min(1.0, (THRESHOLD / max(severity(scores), THRESHOLD)) ** 2)
+    return min(1.0, (OUTLYING / max(severity(scores), OUTLYING)) ** 2)

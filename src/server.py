@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from src.aggregation import Frame, Layout, fault
-from src.messages import CLASS_COUNTS, Broadcast, Report, message_bytes
-from src.outliers import THRESHOLD, UpdateWatch, severity, trust
+from src.messages import CLASS_COUNTS, NO_MODEL, Arrays, Broadcast, Report, message_bytes
+from src.outliers import OUTLYING, UpdateWatch, credit, severity
 
 if TYPE_CHECKING:
     from src.methods.base import Method
@@ -42,7 +41,7 @@ class Server:
         """Start from ``model``; without a layout all of it are parameters."""
         self.model, self.method = model, method
         self.layout = layout or Layout(len(model))
-        self.memory: dict[str, np.ndarray] = {}
+        self.memory: Arrays = {}
         self.round = 0
         self.bytes_up = 0
         self.rejected: dict[int, str] = {}
@@ -70,9 +69,8 @@ class Server:
     @property
     def frame(self) -> Frame:
         """What an aggregation rule may know beside the reports."""
-        plan = self.method.plan
-        counted = plan.aggregator == "classwise"
-        return Frame(self.model, self.layout, plan.aggregator_param, counted)
+        parameters = self.method.plan.aggregator_param
+        return Frame(self.model, self.layout, parameters, self.method.report_needs)
 
     def finish_round(self, reports: Iterable[Report]) -> list[Report]:
         """Fold the reports into the next model, one at a time; return them without their models.
@@ -109,7 +107,7 @@ class Server:
                 continue
             own = slice(self.layout.parameters)
             self._watch.add(report.client, report.model[own] - frame.model[own])
-            received.append(replace(report, model=None))
+            received.append(replace(report, model=NO_MODEL))
             yield report
         if not received:
             raise NoReportLeft(self._why_none())
@@ -122,9 +120,9 @@ class Server:
         """The reports, flagged ones with less weight."""
         scores = self._watch.scores()
         for report in held:
-            factor = trust(scores[report.client]) if scores else 1.0
+            factor = credit(scores[report.client]) if scores else 1.0
             if factor < 1:
-                report = replace(report, samples=report.samples * factor, trust=factor)
+                report = replace(report, samples=report.samples * factor, credit=factor)
             yield report
 
     def _say_who_stands_apart(self) -> None:
@@ -135,4 +133,4 @@ class Server:
     @property
     def flagged(self) -> list[int]:
         """Clients whose updates stood apart in the latest round, ascending."""
-        return [client for client, z in self.scores.items() if severity(z) > THRESHOLD]
+        return [client for client, z in self.scores.items() if severity(z) > OUTLYING]

@@ -22,8 +22,8 @@ from utils_.params import param, parse_params
 
 if TYPE_CHECKING:
     from src.client import Client
-    from src.methods.base import Batch
     from src.models import FlatModel
+    from src.plan import Batch
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,8 @@ from tiny import make_plan
 
 from src.messages import Broadcast
 from src.methods import method_class
-from src.methods.base import Batch, parse_params
+from src.methods.base import parse_params
+from src.plan import Batch
 from src.server import Server
 from utils_.labels import LabelState
 from utils_.rng import derive
@@ -61,12 +63,18 @@ class FakeClient:
 
     labels: LabelState
     index: int = 0
+    round: int = 0
     memory: dict = field(default_factory=dict)
     cache: dict = field(default_factory=dict)
     logs: dict = field(default_factory=dict)
     predicted: np.ndarray | None = None
     embedded: np.ndarray | None = None
+    hidden: np.ndarray | None = None
+    teach: Callable[[torch.Tensor], torch.Tensor] | None = None  # answers predict_batch
     asked: list = field(default_factory=list)  # vectors and images of predict_batch
+
+    def draw(self, name: str, *parts: int) -> np.random.Generator:
+        return derive(make_plan().seed, name, self.index, self.round, *parts)
 
     def predict(self, model: Any) -> np.ndarray:
         return self.predicted
@@ -76,6 +84,8 @@ class FakeClient:
 
     def predict_batch(self, model: Any, vector: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         self.asked.append((vector.clone(), images))
+        if self.teach is not None:
+            return self.teach(images)
         return model.forward(images, vector).sigmoid().detach()
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from src import main_fednml
 from src.config import Config, resolve
 from src.messages import Broadcast, Report
-from src.methods.base import Plan
+from src.plan import Plan
 from src.simulation import Simulation, build_model
 from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
 from utils_.rng import derive

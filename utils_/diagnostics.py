@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from utils_.labels import CORRECTED, PSEUDO, LabelState
-
-THRESHOLD = 0.5
+from utils_.metrics import THRESHOLD
 
 # figure: (count above the line, count below the line); left out when the latter is 0
 RATIOS = {

@@ -23,7 +23,7 @@ logger = logging.getLogger("fednml")
 
 
 @dataclass(frozen=True)
-class Cells:
+class HidableCells:
     """The cells that a type hides from.
 
     Attributes:
@@ -48,7 +48,7 @@ class Cells:
         return derive(self.data_seed, "missing", name).random(shape)
 
 
-MissingModel = Callable[[Cells, float | int], np.ndarray]  # the result: visible (N, C) bool
+MissingModel = Callable[[HidableCells, float | int], np.ndarray]  # the result: visible (N, C) bool
 
 
 def visible_cells(
@@ -83,7 +83,7 @@ def visible_cells(
         raise UserError(f"--missing-type {missing_type} is unknown; {hint}")
     if labels is None:
         labels = np.zeros((len(client), classes), dtype=np.float32)
-    visible = MISSING_TYPES[missing_type](Cells(client, labels, clients, data_seed), missing)
+    visible = MISSING_TYPES[missing_type](HidableCells(client, labels, clients, data_seed), missing)
     visible[client < 0] = True
     if missing > 0 and missing_type != "classes" and visible.all():
         logger.warning("--missing %s hides no label of these data", missing)
@@ -120,7 +120,7 @@ def _check_classes(missing: float | int, classes: int) -> None:
         raise UserError(f"--missing {missing} is out of range; {usage}")
 
 
-def hide_classes(cells: Cells, missing: float | int) -> np.ndarray:
+def hide_classes(cells: HidableCells, missing: float | int) -> np.ndarray:
     """Hide from each client the same number of classes, every class annotated by at least one.
 
     Any one client's set of classes is uniform over all sets of its size. Coupled: a client that
@@ -166,7 +166,7 @@ def class_ranks(clients: int, classes: int, *, data_seed: int) -> np.ndarray:
 # ---- cells and images
 
 
-def hide_cells(cells: Cells, missing: float | int) -> np.ndarray:
+def hide_cells(cells: HidableCells, missing: float | int) -> np.ndarray:
     """Hide cells completely at random (MCAR): each with the share's chance, or a count an image.
 
     Of every class and of every client the cell with the largest random number always stays.
@@ -183,7 +183,7 @@ def hide_cells(cells: Cells, missing: float | int) -> np.ndarray:
     return ~hidden | _last(cells, np.zeros_like(hidden), key)
 
 
-def hide_images(cells: Cells, missing: float | int) -> np.ndarray:
+def hide_images(cells: HidableCells, missing: float | int) -> np.ndarray:
     """Hide all labels of some images: floor(share * n_k + 1/2) of each client, or a count.
 
     The image with the largest random number always stays labelled, of every class (among images
@@ -205,7 +205,7 @@ def hide_images(cells: Cells, missing: float | int) -> np.ndarray:
     ).copy()
 
 
-def hide_negatives(cells: Cells, missing: float | int) -> np.ndarray:
+def hide_negatives(cells: HidableCells, missing: float | int) -> np.ndarray:
     """Leave of some images only the positives: floor(share * n_k + 1/2) of each client, or a count.
 
     Share 1.0 is positive-only annotation throughout. A class or client without any positive keeps
@@ -217,7 +217,7 @@ def hide_negatives(cells: Cells, missing: float | int) -> np.ndarray:
     return _hide_but(cells, cells.labels == 1, missing)
 
 
-def hide_but_one(cells: Cells, missing: float | int) -> np.ndarray:
+def hide_but_one(cells: HidableCells, missing: float | int) -> np.ndarray:
     """Leave of some images a single positive, drawn at random; else as :func:`hide_negatives`.
 
     The single-positive setting of Cole et al., CVPR 2021. A class that by chance would stay
@@ -229,7 +229,7 @@ def hide_but_one(cells: Cells, missing: float | int) -> np.ndarray:
     return _hide_but(cells, positive & single, missing)
 
 
-def _hide_but(cells: Cells, kept: np.ndarray, missing: float | int) -> np.ndarray:
+def _hide_but(cells: HidableCells, kept: np.ndarray, missing: float | int) -> np.ndarray:
     """Hide from some images all but the cells ``kept`` (N, C)."""
     if not _is_count(missing) and not _is_share(missing):
         raise UserError(
@@ -243,7 +243,7 @@ def _hide_but(cells: Cells, kept: np.ndarray, missing: float | int) -> np.ndarra
 
 
 def _chosen_images(
-    cells: Cells, missing: float | int, key: np.ndarray, stays: np.ndarray
+    cells: HidableCells, missing: float | int, key: np.ndarray, stays: np.ndarray
 ) -> np.ndarray:
     """(N,) bool: of each client the images of smallest key, none of those that stay."""
     rows = np.flatnonzero(cells.client >= 0)
@@ -265,7 +265,7 @@ def _chosen_images(
     return chosen
 
 
-def _last(cells: Cells, visible: np.ndarray, key: np.ndarray) -> np.ndarray:
+def _last(cells: HidableCells, visible: np.ndarray, key: np.ndarray) -> np.ndarray:
     """(N, C) bool: the cell of largest ``key`` of each class and client that sees none otherwise.
 
     ``visible`` is what stays when as much is hidden as can be. It does not depend on the amount,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils_.threads import single_thread
+from utils_.mixture import fit_two
+
+NOT_HEARD, CLEAN, NOISY = -1, 0, 1
 
 
 def class_losses(probability: np.ndarray, observed: np.ndarray, *, min_cells: int) -> np.ndarray:
@@ -31,6 +35,44 @@ def class_losses(probability: np.ndarray, observed: np.ndarray, *, min_cells: in
         mean = np.where(cells, loss, 0).sum(axis=0) / np.maximum(count, 1)
         table[value] = np.where(count >= min_cells, mean, np.nan)
     return table
+
+
+# ---- the vote
+
+
+def hear(
+    memory: dict[str, np.ndarray],
+    reports: Iterable[Any],
+    *,
+    clients: int,
+    seeds: Sequence[int],
+    min_gap: float,
+    fill_minimum: bool = False,
+) -> None:
+    """Take the ``losses`` that sites told and vote anew among all that have been heard.
+
+    Keeps ``memory["losses"]``, (K, F) with NaN where nothing was told, and ``memory["noisy"]``,
+    (K,) int8 of NOT_HEARD, CLEAN and NOISY; without a told loss both are left alone.
+
+    Args:
+        memory: the server's.
+        reports: those of a round.
+        clients: K.
+        seeds, min_gap: of :func:`vote_noisy`.
+        fill_minimum: of :func:`normalised`.
+    """
+    told = {report.client: report.extras["losses"].ravel() for report in reports}
+    if not told:
+        return
+    features = len(next(iter(told.values())))
+    table = memory.setdefault("losses", np.full((clients, features), np.nan, np.float32))
+    found = memory.get("noisy", np.full(clients, NOT_HEARD, np.int8)).copy()
+    for client, losses in told.items():
+        table[client], found[client] = losses, CLEAN
+    heard = found != NOT_HEARD
+    rows = normalised(table[heard], fill_minimum=fill_minimum)
+    found[heard] = vote_noisy(rows, seeds=seeds, min_gap=min_gap)
+    memory["noisy"] = found
 
 
 def normalised(losses: np.ndarray, *, fill_minimum: bool) -> np.ndarray:
@@ -60,6 +102,8 @@ def vote_noisy(table: np.ndarray, *, seeds: Sequence[int], min_gap: float) -> np
 
     Args:
         table: (K, F) in [0, 1], see :func:`normalised`.
+        seeds: of the mixtures.
+        min_gap: least difference of the groups' mean losses.
     """
     nobody = np.zeros(len(table), bool)
     if not table.size or len(np.unique(table, axis=0)) < 2:
@@ -73,12 +117,26 @@ def vote_noisy(table: np.ndarray, *, seeds: Sequence[int], min_gap: float) -> np
 
 
 def _group_of_larger_losses(table: np.ndarray, seed: int) -> np.ndarray:
-    from sklearn.mixture import GaussianMixture
+    mixture, posterior = fit_two(table, seed=seed)
+    return posterior.argmax(axis=1) == int(np.argmax(mixture.means_.sum(axis=1)))
 
-    mixture = GaussianMixture(2, random_state=seed % 2**32)
-    with single_thread():
-        group = mixture.fit_predict(table)
-    return group == int(np.argmax(mixture.means_.sum(axis=1)))
+
+# ---- how much a noisy site counts
+
+
+def weighed(reports: Iterable[Any], verdict: np.ndarray, *, own: int) -> Iterator[Any]:
+    """The reports, ascending, those of noisy sites with less weight (FedNoRo's DaAgg).
+
+    Args:
+        reports: those of a round.
+        verdict: (K,) of NOT_HEARD, CLEAN and NOISY.
+        own: the first so many numbers are parameters, of which the distance is taken.
+    """
+    held = sorted(reports, key=lambda report: report.client)
+    noisy = verdict[[report.client for report in held]] == NOISY
+    factors = closeness([report.model[:own] for report in held], noisy).tolist()
+    for report, factor in zip(held, factors, strict=True):
+        yield replace(report, samples=report.samples * factor, credit=report.credit * factor)
 
 
 def closeness(vectors: Sequence[Tensor], noisy: np.ndarray) -> np.ndarray:

@@ -168,7 +168,7 @@ class RunLog:
         write_text(self.folder / METRICS_FILE, "".join(self._lines))
 
 
-def read_rows(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Read ``metrics.csv`` of a run back to the same numbers, bit for bit; blanks are left out."""
     with (Path(folder) / METRICS_FILE).open(encoding="utf-8", newline="") as file:
         return [

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from src.client import Client
 from src.config import Config, resolve
-from src.methods.base import Method, Plan
+from src.methods.base import Method
 from src.methods.fednml import FedNML
 from src.models import PREDICT_BATCH, FlatAdamW, FlatModel, build_module
 from src.outliers import UpdateWatch
+from src.plan import Plan
 from src.server import Server
 from src.simulation import Simulation, build_model, resolve_device
 from utils_.augment import AUGMENT, Augmenter, Strength, affine_rows, channel_statistics

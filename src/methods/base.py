@@ -12,9 +12,11 @@ from torch import Tensor
 
 from src.aggregation import AGGREGATORS
 from src.losses import ramp
+from src.messages import Arrays
+from src.plan import Batch, Plan
 from src.supervision import build_loss, two_view_consistency
 from utils_.params import param, parse_params
-from utils_.pseudo_labels import capped_prior, class_counts, prior
+from utils_.priors import capped_prior, class_counts, class_prior
 from utils_.rng import derive
 
 if TYPE_CHECKING:
@@ -23,72 +25,37 @@ if TYPE_CHECKING:
     from src.models import FlatModel
     from src.server import Server
 
-__all__ = ["Batch", "Method", "Plan", "param", "parse_params"]
+__all__ = ["Arrays", "Method", "SharedPriors", "param", "parse_params"]
 CONSISTENCY_RAMP, CONSISTENCY_KAPPA = 0.3, 5.0  # about Laine and Aila's 80 epochs of 300
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all methods of a comparison share: the schedule, the local optimiser, the loss."""
-
-    clients: int
-    classes: int
-    rounds: int
-    warmup_rounds: int
-    local_epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    fraction: float
-    aggregator: str
-    aggregator_param: dict
-    suppress_outliers: bool
-    buffers: str
-    seed: int
-    loss: str
-    loss_param: dict
-    class_weights: str
-    consistency: float
-    augment: str
-    freeze_rounds: int
-
-    @property
-    def clients_per_round(self) -> int:
-        """At least one; the small term is for shares such as 0.29, whose product is 28.99..."""
-        return max(1, int(self.fraction * self.clients + 1e-9))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's data, on the device.
-
-    Attributes:
-        images: (B, 3, H, W) float32, normalised, augmented as ``--augment`` says (weakly).
-        strong: a second, strongly augmented view of the same images; None unless ``views`` is 2
-            or ``--consistency`` is positive.
-        rows: (B,) int64 positions in the client's own arrays (CPU).
-        target: (B, C) float32 in [0, 1]; 0 where weight is 0.
-        weight: (B, C) float32, the label's weight in [0, 1] times the image's, see
-            :meth:`src.client.Client.train`.
-    """
-
-    images: Tensor
-    strong: Tensor | None
-    rows: np.ndarray
-    target: Tensor
-    weight: Tensor
 
 
 class Method:
     """FedAvg (McMahan et al., AISTATS 2017): masked BCE at the sites, their weighted mean after it.
 
-    A method keeps no state of its own: what must last lies in ``client.memory`` and
-    ``server.memory`` (arrays, checkpointed), what serves one round in ``client.cache``.
+    A method keeps no state of its own. What must last lies in ``client.memory`` and
+    ``server.memory`` (arrays, checkpointed), what serves one round in ``client.cache``. Random
+    draws at a site come from ``client.draw(name)``, at the server from
+    ``derive(plan.seed, name, server.round)``.
+
+    These keys are read by the engine, so a method uses them for nothing else:
+
+    ====================================== ====================================================
+    ``client.memory["noise_score"]``       (n,) in [0, 1], how suspect the method finds each
+                                           image, NaN without an opinion. The evaluator scores
+                                           it; above 0.5 an image counts as flagged.
+    ``sample_weight`` in memory or cache   (n,) from 0, multiplies the weights of an image's
+                                           labels in every batch; that of the cache comes first.
+    ``client.cache["class_weights"]``      (2, C) factors of negatives and positives, set by the
+                                           client where ``--class-weights`` asks for them.
+    ``client.memory["buffers"]``           a site's own BatchNorm statistics, ``--buffers local``.
+    ``extras["class_counts"]``             (2, C), sent where ``--class-weights`` asks for it.
+    ``extras["annotated_cells"]``          (C,), reported where the aggregator needs it.
+    ====================================== ====================================================
     """
 
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017"
     summary: ClassVar[str] = "weighted mean of locally trained models"
-    views: ClassVar[int] = 1
+    views: ClassVar[int] = 1  # 2 asks for a second, strongly augmented view of every batch
     true_labels: ClassVar[bool] = False  # a bound: its sites are given true, complete labels
     exchange: ClassVar[bool] = True  # False in a bound whose sites send and receive nothing
 
@@ -106,15 +73,24 @@ class Method:
         """Whether the sites must be handed labels that are hidden from them (a marked leak)."""
         return False
 
+    @property
+    def report_needs(self) -> tuple[str, ...]:
+        """Facts of a site that every report carries, for the aggregator."""
+        return AGGREGATORS[self.plan.aggregator].needs
+
+    # ---- what runs at the server before a round
+
     def select(self, server: Server) -> list[int]:
         """Clients of this round, in ascending order."""
         draw = derive(self.plan.seed, "select", server.round)
         chosen = draw.choice(self.plan.clients, self.plan.clients_per_round, replace=False)
         return sorted(chosen.tolist())
 
-    def extras(self, server: Server) -> dict[str, np.ndarray]:
+    def extras(self, server: Server) -> Arrays:
         """Arrays sent to the clients beside the model."""
         return {}
+
+    # ---- what runs at a site
 
     def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         """Runs once with the received model: relabelling, priors, a teacher's predictions."""
@@ -141,24 +117,27 @@ class Method:
         return self.plan.consistency * growth * two_view_consistency(model, batch)
 
     def after_backward(self, client: Client, model: FlatModel, message: Broadcast) -> None:
-        """Change ``model.gradient`` before the step."""
+        """Runs in every step; may change ``model.gradient`` before the optimiser moves."""
 
-    def after_local(
-        self, client: Client, model: FlatModel, message: Broadcast
-    ) -> dict[str, np.ndarray]:
+    def after_step(self, client: Client, model: FlatModel, message: Broadcast) -> None:
+        """Runs in every step once the optimiser has moved: a teacher that follows the model."""
+
+    def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         """Arrays reported to the server beside the model."""
         return {}
+
+    # ---- what runs at the server after a round
 
     def aggregate(self, server: Server, reports: Iterable[Report]) -> Tensor:
         """The next global vector. ``reports`` may be read once, one at a time."""
         return AGGREGATORS[self.plan.aggregator](reports, server.frame)
 
+    def after_round(self, server: Server, reports: list[Report]) -> None:
+        """Bookkeeping at the server; the reports' models are gone by now."""
+
     def evaluated(self, server: Server, clients: Sequence[Client]) -> Tensor:
         """(P,) vector that is scored; or (K, P), one a site, whose metrics are averaged."""
         return server.model
-
-    def after_round(self, server: Server, reports: list[Report]) -> None:
-        """Bookkeeping at the server; the reports' models are gone by now."""
 
 
 class SharedPriors(Method):
@@ -170,7 +149,7 @@ class SharedPriors(Method):
 
     def prior(self, client: Client, message: Broadcast) -> np.ndarray:
         """(C,) share of positives: own annotated cells, else the other sites', NaN if nobody's."""
-        own = prior(**class_counts(client.labels))
+        own = class_prior(**class_counts(client.labels))
         return np.where(np.isnan(own), message.extras["prior"], own)
 
     def share_for_absence(
@@ -180,13 +159,11 @@ class SharedPriors(Method):
         share = capped_prior(self.prior(client, message))
         return share if balanced else np.full_like(share, 0.5)
 
-    def extras(self, server: Server) -> dict[str, np.ndarray]:
+    def extras(self, server: Server) -> Arrays:
         unknown = np.full(self.plan.classes, np.nan, np.float32)
         return {"prior": server.memory.get("prior", unknown)}
 
-    def after_local(
-        self, client: Client, model: FlatModel, message: Broadcast
-    ) -> dict[str, np.ndarray]:
+    def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         return class_counts(client.labels)
 
     def after_round(self, server: Server, reports: list[Report]) -> None:
@@ -194,4 +171,4 @@ class SharedPriors(Method):
         counts = server.memory.setdefault("counts", np.zeros(shape, np.float32))
         for report in reports:
             counts[:, report.client] = report.extras["positives"], report.extras["annotated"]
-        server.memory["prior"] = prior(*counts.sum(axis=1))
+        server.memory["prior"] = class_prior(*counts.sum(axis=1))

@@ -1,30 +1,44 @@
 """CBAFed: fixed pseudo-labels of a round, thresholds by class balance, residual connection.
 
-After Li, Li and Wang, CVPR 2023 (methods.md 11), multi-label: a cell is a question with two
-answers, so the distribution whose rare values get lower thresholds is, for each class, that of
-absence and presence among the labels in use. A class without any gets the highest threshold. An
-absence is sure relative to the class's share of positives, which the sites share: every plain
-prediction of a rare class is small, and labels from it would all say absent (``balanced=false``).
-FedMLP's port has one threshold a class, from the share of its cells in use, for both answers
-(``one_threshold``, not balanced). Left out: second-best labels of rare classes, which binary cells
-do not have. All sites are labelled in part, so the warm-up is FedAvg over all of them; the release
-connects its warm-up too (0.2 new, 0.8 old: ``warmup_residual``), which few rounds cannot afford.
+Li, Li and Wang, CVPR 2023; docs/methods.md 11.
+
+Differences from the paper and its release:
+
+- A cell is a question with two answers. The distribution whose rare values get lower thresholds
+  is, for each class, that of absence and presence among the labels in use. A class without any
+  gets the highest threshold.
+- An absence is sure relative to the class's share of positives, which the sites share. Every plain
+  prediction of a rare class is small, and labels made from it would all say absent
+  (``balanced=false`` does that).
+- FedMLP's port has one threshold for both answers, from the share of the class's cells in use
+  (``one_threshold``, not balanced).
+- Second-best labels of rare classes are left out, since binary cells have none.
+- All sites are labelled in part, so the warm-up is FedAvg over all of them. The release connects
+  its warm-up too (0.2 new, 0.8 old: ``warmup_residual``), which few rounds cannot afford.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.methods.base import SharedPriors, param
+from src.methods.base import Arrays, SharedPriors, param
 from utils_.pseudo_labels import absence
+
+if TYPE_CHECKING:
+    from src.client import Client
+    from src.messages import Broadcast, Report
+    from src.models import FlatModel
+    from src.server import Server
 
 
 class CBAFed(SharedPriors):
-    """Class-balanced adaptive pseudo-labels (methods.md 11)."""
+    """Class-balanced adaptive pseudo-labels."""
 
     paper = "Li, Li and Wang, CVPR 2023"
     summary = "class-balanced thresholds for pseudo-labels, models weighted by labels in use"
@@ -42,7 +56,9 @@ class CBAFed(SharedPriors):
         balanced: bool = param(True, "sure of an absence: relative to the share of positives")
         one_threshold: bool = param(False, "one threshold a class, as in FedMLP's port")
 
-    def before_local(self, client, model, message) -> None:
+    params: Params
+
+    def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         if message.round < self.plan.warmup_rounds:
             return
         probability, missing = client.predict(model), ~client.labels.annotated
@@ -54,17 +70,17 @@ class CBAFed(SharedPriors):
         client.labels.correct(missing & ~sure & (client.labels.weight > 0), 0, weight=0)
         client.logs["pseudo_share"] = float(sure.sum() / max(missing.sum(), 1))
 
-    def after_local(self, client, model, message) -> dict[str, np.ndarray]:
+    def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         used = client.labels.weight > 0
         present = used & (client.labels.target > 0.5)
-        used = np.stack([used & ~present, present]).sum(axis=1).astype(np.float32)
-        return {"used": used} | super().after_local(client, model, message)
+        counts = np.stack([used & ~present, present]).sum(axis=1).astype(np.float32)
+        return {"used": counts} | super().after_local(client, model, message)
 
-    def aggregate(self, server, reports) -> Tensor:
-        by_labels = (replace(r, samples=r.trust * max(1, r.extras["used"].sum())) for r in reports)
+    def aggregate(self, server: Server, reports: Iterable[Report]) -> Tensor:
+        by_labels = (replace(r, samples=r.credit * max(1, r.extras["used"].sum())) for r in reports)
         return self._connect(server, super().aggregate(server, by_labels))
 
-    def _connect(self, server, new: Tensor) -> Tensor:
+    def _connect(self, server: Server, new: Tensor) -> Tensor:
         """Mix in the model of ``residual_every`` rounds ago; each phase starts from what it got."""
         main = server.round - self.plan.warmup_rounds
         step, share = main, self.params.residual
@@ -78,13 +94,13 @@ class CBAFed(SharedPriors):
         server.memory["earlier"] = mixed.numpy().copy()
         return mixed
 
-    def after_round(self, server, reports) -> None:
+    def after_round(self, server: Server, reports: list[Report]) -> None:
         used = np.sum([report.extras["used"] for report in reports], axis=0, dtype=np.float64)
         images = sum(report.samples for report in reports)
         super().after_round(server, reports)
         server.memory["threshold"] = self.thresholds(used, images)
 
-    def thresholds(self, used: np.ndarray, images: int) -> np.ndarray:
+    def thresholds(self, used: np.ndarray, images: float) -> np.ndarray:
         """Thresholds of absence and presence.
 
         Args:
@@ -103,7 +119,7 @@ class CBAFed(SharedPriors):
         level = (share + self.params.base - spread).clip(self.params.low, self.params.high)
         return np.where(used.sum(axis=0) > 0, level, self.params.high).astype(np.float32)
 
-    def extras(self, server) -> dict[str, np.ndarray]:
+    def extras(self, server: Server) -> Arrays:
         highest = np.full((2, self.plan.classes), self.params.high, np.float32)
         threshold = {"threshold": server.memory.get("threshold", highest)}
         return threshold | super().extras(server)

@@ -1,4 +1,4 @@
-"""The upper bound: FedAvg whose sites know the true labels of all classes."""
+"""The upper bound: FedAvg whose sites know the true labels of all classes (docs/methods.md 2)."""
 
 from src.methods.base import Method
 

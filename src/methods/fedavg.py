@@ -1,7 +1,10 @@
-"""FedAvg on the cells each site annotated: every hook as in the base class."""
+"""FedAvg on the cells each site annotated: every hook as in the base class.
+
+McMahan et al., AISTATS 2017; docs/methods.md 2.
+"""
 
 from src.methods.base import Method
 
 
 class FedAvg(Method):
-    """McMahan et al., AISTATS 2017, with the loss masked to annotated cells (methods.md 2)."""
+    """Federated averaging, with the loss masked to annotated cells."""

@@ -1,38 +1,57 @@
 """FedCorr: noisy sites by the dimension of their predictions, noisy images there by their losses.
 
-After Xu et al., CVPR 2022 (methods.md 6.1), multi-label. First stage: in an iteration every site
-trains once and tells the mean LID of its model's predictions, on all classes, and its noise, the
-share of its images in the upper group of losses (means over annotated cells). Sites in the lower
-group of LIDs over all iterations have noise 0. A noisy site trains on with a proximal term in
-proportion to its noise; where the received model is sure it relabels annotated cells of the images
-of largest loss. Second stage: sites of little noise alone. Third: the others relabel all that the
-received model is sure of, once; then everybody trains.
+Xu et al., CVPR 2022; docs/methods.md 6.1.
 
-In the paper an iteration hands the model from client to client; here all sites train at once and
-are averaged, or it would take K rounds (``at_once=0`` does). Stages are shares of the rounds, those
-of a client's trainings on CIFAR-100. The proximal norm is squared, unlike the release's, and AdamW
-moves all parameters: hence 0.01, not 5. MixUp is milder than published (1). Half is no bar for a
-binary cell: the confidence is that of Clothing1M, and a sure absence lies that far below the
-class's odds, or rare findings would all be deleted (``balanced=false``).
+First stage: in an iteration every site trains once and tells the mean local intrinsic
+dimensionality (LID) of its model's predictions, on all classes, and its noise, the share of its
+images in the upper group of losses (means over annotated cells). Sites in the lower group of LIDs
+over all iterations have noise 0. A noisy site trains on with a proximal term in proportion to its
+noise; where the received model is sure it relabels annotated cells of the images of largest loss.
+Second stage: sites of little noise train alone. Third: the others relabel, once, all that the
+received model is sure of; then everybody trains.
+
+Differences from the paper and its release:
+
+- In the paper an iteration hands the model from client to client. Here all sites train at once and
+  are averaged, or it would take K rounds (``at_once=0`` does).
+- Stages are shares of the rounds, those of a client's trainings on CIFAR-100.
+- The proximal norm is squared, unlike the release's, and AdamW moves all parameters: hence 0.01,
+  not 5.
+- MixUp is milder than published (1).
+- Half is no bar for a binary cell. The confidence is that of Clothing1M, and a sure absence lies
+  that far below the class's odds, or rare findings would all be deleted (``balanced=false``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from src.methods.base import Method, param
-from utils_.lid import mean_dimensionality
-from utils_.mixup import mix_up
+from src.methods.base import Arrays, Method, param
+from utils_.augment import mix_up
+from utils_.labels import LabelState
+from utils_.mixture import upper_group
+from utils_.priors import class_prior
+from utils_.pseudo_labels import agreement_and_loss, snap
 from utils_.rng import derive, derive_seed
-from utils_.rotation import turn
-from utils_.suspects import doubted_images, largest_losses, noise_levels, relabel, remember_scores
+
+if TYPE_CHECKING:
+    from src.client import Client
+    from src.messages import Broadcast, Report
+    from src.models import FlatModel
+    from src.plan import Batch
+    from src.server import Server
+
+DISTANCES = 2**22  # held at a time
+LEAST_SUM = 1e-6  # sums of logarithms below it say that all neighbours are equally far
 
 
 class FedCorr(Method):
-    """Multi-stage federated learning for label noise correction (methods.md 6.1)."""
+    """Multi-stage federated learning for label noise correction."""
 
     paper = "Xu et al., CVPR 2022"
     summary = "noisy sites by LID, relabelling, fine-tuning on clean sites, then all"
@@ -52,6 +71,8 @@ class FedCorr(Method):
         proximal: float = param(0.01, "strength of the proximal term at a noise of 1", 0, 1000)
         mixup: float = param(0.2, "both parameters of the Beta distribution; 0: no MixUp", 0, 100)
 
+    params: Params
+
     def schedule(self) -> tuple[int, int, int]:
         """Rounds of an iteration; the round that ends the first stage; that ends the second."""
         plan, share = self.plan, min(self.params.at_once, self.plan.fraction)
@@ -59,48 +80,47 @@ class FedCorr(Method):
         first = visits * max(1, int(self.params.preprocessing * plan.rounds / visits + 0.5))
         return visits, first, first + int(self.params.finetuning * plan.rounds + 0.5)
 
-    def select(self, server) -> list[int]:
+    def select(self, server: Server) -> list[int]:
         visits, first, second = self.schedule()
+        plan = self.plan
         if server.round < first:
-            plan = self.plan
-            return turn(server.round, clients=plan.clients, rounds=visits, seed=plan.seed)
+            return take_turns(server.round, clients=plan.clients, rounds=visits, seed=plan.seed)
         if server.round >= second:
             return super().select(server)
         clean = np.flatnonzero(server.memory["noise_level"] <= self.params.clean)
-        count = min(len(clean), self.plan.clients_per_round)
-        chosen = derive(self.plan.seed, "select", server.round).choice(clean, count, replace=False)
+        count = min(len(clean), plan.clients_per_round)
+        chosen = derive(plan.seed, "select", server.round).choice(clean, count, replace=False)
         return sorted(chosen.tolist())
 
-    def extras(self, server) -> dict[str, np.ndarray]:
+    def extras(self, server: Server) -> Arrays:
         unknown = np.zeros(self.plan.clients, np.float32)
         return {"noise_level": server.memory.get("noise_level", unknown)}
 
-    def before_local(self, client, model, message) -> None:
+    def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         level = client.logs["noise_level"] = float(message.extras["noise_level"][client.index])
-        client.cache |= {"level": level, "received": model.parameters.detach().clone(), "step": 0}
-        suspects = np.zeros(len(client.labels.observed), bool)
+        client.cache |= {"level": level, "received": model.parameters.detach().clone()}
+        doubted = np.zeros(len(client.labels.observed), bool)
         if "losses" in client.memory:  # of the last iteration; acted on once
             loss, posterior = client.memory.pop("losses")
             client.memory["noise_score"] = posterior * np.float32(level > 0)
-            suspects = largest_losses(loss, level * self.params.relabel)
+            doubted = largest_losses(loss, level * self.params.relabel)
         if message.round >= self.schedule()[2] and "relabelled" not in client.memory:
             client.memory["relabelled"] = np.ones(1, bool)
-            suspects |= level > self.params.clean
-        if suspects.any():
-            sure = {"confidence": self.params.confidence, "balanced": self.params.balanced}
-            relabel(client.labels, suspects, client.predict(model), **sure)
+            doubted |= level > self.params.clean
+        if doubted.any():
+            confidence, balanced = self.params.confidence, self.params.balanced
+            predicted = client.predict(model)
+            relabel(client.labels, doubted, predicted, confidence=confidence, balanced=balanced)
 
-    def loss(self, client, model, batch, message) -> Tensor:
-        draw = derive(self.plan.seed, "mixup", client.index, message.round, client.cache["step"])
-        client.cache["step"] += 1
-        batch = mix_up(batch, alpha=self.params.mixup, draw=draw)
-        supervised = super().loss(client, model, batch, message)
+    def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
+        mixed = mix_up(batch, alpha=self.params.mixup, draw=client.draw("mixup", batch.step))
+        supervised = super().loss(client, model, mixed, message)
         strength = self.params.proximal * client.cache["level"]
         if strength == 0 or message.round >= self.schedule()[1]:
             return supervised
         return supervised + strength * (model.parameters - client.cache["received"]).square().sum()
 
-    def after_local(self, client, model, message) -> dict[str, np.ndarray]:
+    def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         if message.round >= self.schedule()[1]:
             return {}
         predicted = client.predict(model)
@@ -109,10 +129,149 @@ class FedCorr(Method):
         lid = mean_dimensionality(predicted, neighbours=self.params.neighbours)
         return {"lid": np.array(lid), "noise_level": np.array(level)}
 
-    def after_round(self, server, reports) -> None:
+    def after_round(self, server: Server, reports: list[Report]) -> None:
         visits, first, _ = self.schedule()
         if server.round < first:
             remember_scores(server.memory, reports, clients=self.plan.clients)
             if (server.round + 1) % visits == 0:
                 seed = derive_seed(self.plan.seed, "sites")
                 server.memory["noise_level"] = noise_levels(server.memory, seed=seed)
+
+
+def take_turns(round: int, *, clients: int, rounds: int, seed: int) -> list[int]:
+    """Who is next, ascending: in every ``rounds`` rounds each client once, in a new random order.
+
+    Args:
+        round: number of the round, from 0.
+        clients: their number, at least ``rounds``.
+        rounds: at least 1; the groups' sizes differ by at most one.
+        seed: that of the run.
+    """
+    order = derive(seed, "rotation", round // rounds).permutation(clients)
+    return sorted(np.array_split(order, rounds)[round % rounds].tolist())
+
+
+# ---- which images are relabelled, and with what
+
+
+def doubted_images(
+    predicted: np.ndarray, labels: LabelState, *, seed: int
+) -> tuple[np.ndarray, float]:
+    """Images told by the mean cross-entropy of their labels in use, over annotated cells.
+
+    Args:
+        predicted: (n, C) probabilities.
+        labels: those of the site.
+        seed: of the mixture.
+
+    Returns:
+        (2, n) float32, loss and posterior of the upper group, for an image without annotated cell
+        NaN and 0; and the share of the others that lies in that group, 0 where there are none.
+    """
+    loss = agreement_and_loss(predicted, labels.target, labels.annotated)[1]
+    known = labels.annotated.any(axis=1)
+    loss = np.where(known, loss, np.nan)
+    posterior = upper_group(loss, seed=seed)
+    share = np.count_nonzero(posterior > 0.5) / max(np.count_nonzero(known), 1)
+    return np.stack([loss, posterior]).astype(np.float32), share
+
+
+def largest_losses(loss: np.ndarray, share: float) -> np.ndarray:
+    """(n,) bool: the images of largest loss, a ``share`` of those whose loss is known."""
+    count = int(share * np.isfinite(loss).sum() + 1e-6)
+    order = np.argsort(np.where(np.isfinite(loss), -loss, np.inf), kind="stable")
+    chosen = np.zeros(len(loss), bool)
+    chosen[order[:count]] = True
+    return chosen
+
+
+def relabel(
+    labels: LabelState,
+    images: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    confidence: float,
+    balanced: bool,
+) -> None:
+    """Replace the annotations of the given images where a prediction is sure, cell by cell.
+
+    Args:
+        labels: those of the site.
+        images: (n,) bool.
+        predicted: (n, C) probabilities.
+        confidence: a prediction above it is sure of a finding, see
+            :func:`utils_.pseudo_labels.snap`.
+        balanced: whether it is sure of an absence relative to the class's share of positives among
+            the site's annotations; otherwise below 1 - ``confidence``.
+    """
+    share = class_prior(np.nansum(labels.observed, axis=0), labels.annotated.sum(axis=0))
+    hard = snap(predicted, confidence, share if balanced else None)
+    labels.correct(images[:, None] & labels.annotated & ((hard == 0) | (hard == 1)), hard)
+
+
+# ---- which sites are noisy
+
+
+def remember_scores(memory: Arrays, reports: Iterable[Report], *, clients: int) -> None:
+    """Add the sites' ``lid`` to ``memory["lid"]``, (2, K) sums and counts; keep ``noise_level``."""
+    sums = memory.setdefault("lid", np.zeros((2, clients)))
+    levels = memory.setdefault("told_level", np.zeros(clients, np.float32))
+    for report in reports:
+        if np.isfinite(report.extras["lid"]):
+            sums[:, report.client] += report.extras["lid"], 1
+        levels[report.client] = report.extras["noise_level"]
+
+
+def noise_levels(memory: Arrays, *, seed: int) -> np.ndarray:
+    """(K,) float32: what a site told of its noise, if its mean LID lies in the upper group, else 0.
+
+    The mean over iterations divides the sites as their sum does, but for a site of which an
+    iteration is not known. One whose dimension is never defined counts as clean.
+    """
+    sums, counts = memory["lid"]
+    mean = np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+    noisy = upper_group(mean, seed=seed) > 0.5
+    return np.where(noisy, memory["told_level"], 0).astype(np.float32)
+
+
+def mean_dimensionality(vectors: np.ndarray, *, neighbours: int) -> float:
+    """Mean of :func:`local_dimensionality` over the vectors for which it is defined, else NaN."""
+    values = local_dimensionality(vectors, neighbours=neighbours)
+    known = ~np.isnan(values)
+    return float(values[known].mean()) if known.any() else float("nan")
+
+
+def local_dimensionality(vectors: np.ndarray, *, neighbours: int) -> np.ndarray:
+    """-k / sum_j log(d_j / d_k) over the k nearest others (Amsaleg et al., KDD 2015).
+
+    Distances of 0 tell nothing of the growth of a ball, and their logarithm is infinite: copies of
+    a vector are no neighbours of it. Where fewer than ``neighbours`` are left, all of them count.
+
+    Args:
+        vectors: (n, D).
+        neighbours: k, at least 2.
+
+    Returns:
+        (n,) float64, above 0; NaN where fewer than two neighbours are left or all are equally far.
+    """
+    from scipy.spatial.distance import cdist
+
+    vectors = np.asarray(vectors, np.float64)
+    step = max(1, DISTANCES // max(len(vectors), 1))
+    starts = range(0, len(vectors), step)
+    parts = [_from_distances(cdist(vectors[s : s + step], vectors), neighbours) for s in starts]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def _from_distances(distances: np.ndarray, neighbours: int) -> np.ndarray:
+    """(rows,) estimates from (rows, n) distances; each row's own 0 is dropped with the copies'."""
+    k = min(neighbours, distances.shape[1])
+    ranked = np.where(distances > 0, distances, np.inf)
+    nearest = np.sort(np.partition(ranked, k - 1, axis=1)[:, :k], axis=1)
+    found = np.isfinite(nearest)
+    count = found.sum(axis=1)
+    farthest = nearest[np.arange(len(nearest)), np.maximum(count - 1, 0)]
+    ratios = np.where(found, nearest, 1) / np.where(count > 0, farthest, 1)[:, None]
+    total = -np.where(found, np.log(ratios), 0).sum(axis=1)
+    defined = (count >= 2) & (total > LEAST_SUM)
+    return np.where(defined, count / np.where(defined, total, 1), np.nan)

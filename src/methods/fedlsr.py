@@ -1,29 +1,40 @@
 """FedLSR: two views are mixed, sharpened and held together, against learning noise by heart.
 
-After Jiang et al., CIKM 2022 (methods.md 11), multi-label: softmax becomes a sigmoid a cell, and a
-sharpened Bernoulli is one whose logit is multiplied. The cross-entropy is that of the sharpened
-mixture; the release feeds the mixture's probabilities to a loss that takes logits, which flattens
-them a second time. The views' divergence needs no label, so it is a mean over all cells. The
-release's entropy term, from the paper's discussion, is off (``entropy``; it differs between its
-versions, about 0.3 to 0.6). Nothing is sharpened by default (published: powers 2 and 3): most cells
-are absent, and sharper ones only surer of it. The plain and the altered image are the weak and the
-strong view.
+Jiang et al., CIKM 2022; docs/methods.md 11.
+
+Differences from the paper and its release:
+
+- Softmax becomes a sigmoid for each cell; a sharpened Bernoulli is one whose logit is multiplied.
+- The cross-entropy is that of the sharpened mixture. The release feeds the mixture's probabilities
+  to a loss that takes logits, which flattens them a second time.
+- The divergence of the views needs no label, so it is a mean over all cells.
+- The entropy term of the paper's discussion is off (``entropy``; versions of the release have 0.3
+  to 0.6).
+- Nothing is sharpened by default (published: powers 2 and 3). Most cells are absent, and sharper
+  ones would only be surer of it.
+- The plain and the altered image are the weak and the strong view.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from src.losses import divergence, entropy, mixed_logits
 from src.methods.base import Method, param
-from utils_.bernoulli import divergence, entropy, mixed_logits
-from utils_.rng import derive
+
+if TYPE_CHECKING:
+    from src.client import Client
+    from src.messages import Broadcast
+    from src.models import FlatModel
+    from src.plan import Batch
 
 
 class FedLSR(Method):
-    """Local self-regularisation (methods.md 11)."""
+    """Local self-regularisation."""
 
     paper = "Jiang et al., CIKM 2022"
     summary = "sharpened mixture of two views, and their divergence"
@@ -40,10 +51,12 @@ class FedLSR(Method):
         ramp_share: float = param(0.2, "share of the rounds over which that weight grows from 0")
         entropy: float = param(0.0, "weight of the sharpened views' entropy", 0, 100)
 
-    def before_local(self, client, model, message) -> None:
-        client.cache["draw"] = derive(self.plan.seed, "mixture", client.index, message.round)
+    params: Params
 
-    def loss(self, client, model, batch, message) -> Tensor:
+    def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
+        client.cache["draw"] = client.draw("mixture")
+
+    def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         one, other = model.forward(torch.cat([batch.images, batch.strong])).chunk(2)
         share = float(client.cache["draw"].beta(self.params.mix, self.params.mix))
         mixture = self.params.sharpening * mixed_logits(one, other, share)

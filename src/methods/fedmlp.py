@@ -1,33 +1,49 @@
 """FedMLP: a teacher for what a site does not annotate, then labels tagged by class prototypes.
 
-After Sun et al., MICCAI 2024 (methods.md 4). First stage (the warm-up, in the paper a tenth of
-the rounds): the supervised loss on annotated cells, without logit adjustment as in the release (in
-the paper with it), and consistency with the received model on the others. Second stage: of the
-cells not annotated, those nearest to the prototype of absence or presence are tagged for good, the
-teacher keeps the rest (in the paper; the release drops it: ``distil=false``). The share tagged in a
-round grows with the class's learning degree, the share of its missing cells that the sites' models
-are sure of: ``adaptive=false`` is the release, which computes the degree and leaves it unused;
-rates of 1 tag the degree itself, the release's commented alternative. At least one cell a group is
-tagged; both groups are tagged whatever the other holds; masks may be of single cells; priors, with
-half a cell added to either count, and prototypes see annotated cells alone; a site without
-positives has no say in their prototype. The last batch counts by its true size.
+Sun et al., MICCAI 2024; docs/methods.md 4.
+
+First stage (the warm-up, in the paper a tenth of the rounds): the supervised loss on annotated
+cells, and consistency with the received model on the others. Second stage: of the cells that are
+not annotated, those nearest to the prototype of absence or presence are tagged for good, and the
+teacher keeps the rest.
+
+Differences from the paper and its release:
+
+- There is no logit adjustment by default, as in the release; the paper has it
+  (``logit_adjustment``).
+- The teacher stays in the second stage, as in the paper; the release drops it (``distil=false``).
+- The share tagged in a round grows with the class's learning degree, the share of its missing
+  cells that the sites' models are sure of. The release computes this degree and does not use it
+  (``adaptive=false``). Rates of 1 tag the degree itself, the release's commented alternative.
+- At least one cell of a group is tagged. Both groups are tagged, whatever the other one holds.
+- Masks may be of single cells. Priors, with half a cell added to either count, and prototypes see
+  annotated cells alone. A site without positives has no say in their prototype.
+- The last batch counts by its true size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from src.losses import weighted_mean
-from src.methods.base import Method, param
-from utils_.prototypes import class_prototypes, pool_prototypes, similarity_margin, tag
-from utils_.pseudo_labels import log_odds
+from src.methods.base import Arrays, Method, param
+from utils_.priors import log_odds
+from utils_.prototypes import class_prototypes, directions
+
+if TYPE_CHECKING:
+    from src.client import Client
+    from src.messages import Broadcast, Report
+    from src.models import FlatModel
+    from src.plan import Batch
+    from src.server import Server
 
 
 class FedMLP(Method):
-    """Federated multi-label learning with partial annotation (methods.md 4)."""
+    """Federated multi-label learning with partial annotation."""
 
     paper = "Sun et al., MICCAI 2024"
     summary = "teacher on missing classes, then labels tagged by global class prototypes"
@@ -45,12 +61,14 @@ class FedMLP(Method):
         logit_adjustment: bool = param(False, "train logits shifted by the site's log prior odds")
         distil: bool = param(True, "the teacher stays for untagged cells in the second stage")
 
-    def before_local(self, client, model, message) -> None:
+    params: Params
+
+    def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         client.cache["shift"] = log_odds(client.labels) * self.params.logit_adjustment
         if "prototypes" in message.extras:
             self._tag(client, model, message)
 
-    def _tag(self, client, model, message) -> None:
+    def _tag(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         features, _ = client.embed(model)
         margin = similarity_margin(features, message.extras["prototypes"])
         degree = message.extras["degree"]
@@ -58,11 +76,13 @@ class FedMLP(Method):
         shares = self.params.negative_rate * pace, self.params.positive_rate * pace
         client.labels.correct(*tag(margin, client.labels.weight == 0, shares))
 
-    def loss(self, client, model, batch, message) -> Tensor:
-        views = batch.images, batch.strong
-        return sum(self._view_loss(client, model, view, batch, message) for view in views) / 2
+    def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
+        first = self._view_loss(client, model, batch.images, batch, message)
+        return (first + self._view_loss(client, model, batch.strong, batch, message)) / 2
 
-    def _view_loss(self, client, model, images: Tensor, batch, message) -> Tensor:
+    def _view_loss(
+        self, client: Client, model: FlatModel, images: Tensor, batch: Batch, message: Broadcast
+    ) -> Tensor:
         second = message.round >= self.plan.warmup_rounds
         logits = model.forward(images)
         supervised = self.supervised(client, logits + client.cache["shift"].to(logits), batch)
@@ -76,7 +96,7 @@ class FedMLP(Method):
         share = known.float().mean()
         return share * supervised + (1 - share) * distilled
 
-    def after_local(self, client, model, message) -> dict[str, np.ndarray]:
+    def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         if message.round < self.plan.warmup_rounds - 1:
             return {}
         features, probability = client.embed(model)
@@ -88,7 +108,7 @@ class FedMLP(Method):
             "missing": missing.sum(axis=0).astype(np.float32),
         }
 
-    def after_round(self, server, reports) -> None:
+    def after_round(self, server: Server, reports: list[Report]) -> None:
         told = sorted((r for r in reports if r.extras), key=lambda report: report.client)
         if not told:
             return
@@ -96,10 +116,71 @@ class FedMLP(Method):
         samples = np.array([report.samples for report in told])
         last = server.memory.get("prototypes")
         server.memory["prototypes"] = pool_prototypes(prototypes, samples, last)
-        sure, missing = (sum(r.extras[name] for r in told) for name in ("sure", "missing"))
+        sure, missing = (
+            np.sum([report.extras[name] for report in told], axis=0) for name in ("sure", "missing")
+        )
         known = server.memory.get("degree", np.ones(self.plan.classes, np.float32))
         server.memory["degree"] = np.where(missing > 0, sure / np.maximum(missing, 1), known)
 
-    def extras(self, server) -> dict[str, np.ndarray]:
+    def extras(self, server: Server) -> Arrays:
         names = ("prototypes", "degree")
         return {name: server.memory[name] for name in names if name in server.memory}
+
+
+def pool_prototypes(
+    prototypes: np.ndarray, samples: np.ndarray, last: np.ndarray | None
+) -> np.ndarray:
+    """Mean of the sites' prototypes, weighted by images, over the sites that have one.
+
+    Args:
+        prototypes: (K, 2, C, D), zeros where a site has none.
+        samples: (K,) images of each site.
+        last: (2, C, D), kept where no site has one; None stands for zeros.
+    """
+    known = prototypes.any(axis=-1, keepdims=True)
+    weight = samples.reshape(-1, 1, 1, 1) * known.astype(np.float64)
+    total = weight.sum(axis=0)
+    mean = (weight * prototypes).sum(axis=0) / np.maximum(total, 1)
+    kept = np.zeros_like(mean) if last is None else last
+    return np.where(total > 0, mean, kept).astype(np.float32)
+
+
+def similarity_margin(features: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    """Cosine to the prototype of absence less that to the prototype of presence.
+
+    Args:
+        features: (N, D).
+        prototypes: (2, C, D), zeros where unknown.
+
+    Returns:
+        (N, C) float64 in [-2, 2]; NaN for a class that lacks one of its prototypes.
+    """
+    absent, present = directions(features) @ directions(prototypes).transpose(0, 2, 1)
+    known = prototypes.any(axis=-1).all(axis=0)
+    return np.where(known, absent - present, np.nan)
+
+
+def tag(
+    margin: np.ndarray, candidates: np.ndarray, shares: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tag the cells farthest on either side: large margins as absent, small ones as present.
+
+    Args:
+        margin: (N, C); cells of NaN are never tagged.
+        candidates: (N, C) bool, the cells that may be tagged.
+        shares: of the absent and of the present group of each class, two (C,) in [0, 1].
+            At least one cell of a group is tagged, so small sites do not stand still.
+
+    Returns:
+        (N, C) bool, the tagged cells; (N, C) float32, their values.
+    """
+    cells, values = np.zeros(margin.shape, bool), np.zeros(margin.shape, np.float32)
+    for c in range(margin.shape[1]):
+        sides = (margin[:, c] >= 0, margin[:, c] < 0)
+        for value, side in enumerate(sides):
+            group = np.flatnonzero(candidates[:, c] & side)
+            count = max(1, int(shares[value][c] * len(group) + 1e-6))
+            order = np.argsort(-np.abs(margin[group, c]), kind="stable")
+            cells[group[order[:count]], c] = True
+            values[group[order[:count]], c] = value
+    return cells, values

@@ -1,38 +1,66 @@
 """FedNML: warm-up, then corrected and pseudo-labels, adjusted logits and margins.
 
-Follows methods.md 1.5 and 1.6 with these deviations. Honesty: missing labels start from the
-prediction; priors count annotated cells, a missing class's those of other sites. For small models
-and rare classes: the mixture judges images with a positive label alone, by their agreement relative
-to the class, and may find nothing; what it doubts loses weight, at every refresh anew, and is
-corrected where a prediction is hard; pseudo-labels are the latest predictions and count less.
-Predictions stay soft and nothing is distilled, because hard labels and distillation confirmed the
-model's own errors; ``confident`` (0.9 as published; a hard 0 only far below the class prior) and
-``kd_weight`` bring them back. The margin shifts the supervised term alone. From the first round on
-logits are trained shifted by the site's log prior odds too (logit adjustment, Menon et al., ICLR
-2021, in binary form), predictions made without, pseudo-labels with them. For speed: the teacher
-predicts once a round on the plain image. ``published`` undoes all but honesty and constants.
+FedNML, 2025; docs/methods.md 1.
+
+Differences from the published method, for honesty:
+
+- Missing labels start from the prediction, not from hidden labels (``hidden_label_leak`` brings
+  the leak back, marked as such).
+- Priors count annotated cells; that of a missing class is the other sites'.
+
+For small models and rare classes:
+
+- The mixture judges only images with a positive label, by their agreement relative to the class,
+  and may find nothing.
+- A doubtful label loses weight, at every refresh anew. It is replaced only where a prediction is
+  hard.
+- Pseudo-labels are the latest predictions and count less than annotations.
+- Predictions stay soft and nothing is distilled, because hard labels and distillation confirmed
+  the model's own errors. ``confident`` (0.9 as published; a hard 0 only far below the class prior)
+  and ``kd_weight`` bring them back.
+- The margin shifts the supervised term alone.
+- From the first round on logits are trained shifted by the site's log prior odds (logit
+  adjustment, Menon et al., ICLR 2021, in binary form). Predictions are made without the shift,
+  pseudo-labels with it.
+
+For speed, the teacher predicts once a round, on the plain image.
+
+``published=true`` undoes all but honesty, constants and these details: agreement and loss run over
+annotated cells at every refresh, the mixture sees standardised features, and class counts are
+those of the latest labels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.losses import label_margin, masked_bce, ramp
-from src.methods.base import SharedPriors, param
-from utils_ import refinement
-from utils_.pseudo_labels import log_odds, snap, with_odds
+from src.methods.base import Arrays, SharedPriors, param
+from utils_.labels import LabelState
+from utils_.mixture import split_noisy
+from utils_.priors import log_odds, with_odds
+from utils_.pseudo_labels import agreement_and_loss, snap
 from utils_.rng import derive_seed
+
+if TYPE_CHECKING:
+    from src.client import Client
+    from src.messages import Broadcast
+    from src.models import FlatModel
+    from src.plan import Batch
+
+LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
 
 
 class FedNML(SharedPriors):
-    """Federated learning with noisy and missing labels (methods.md 1)."""
+    """Federated learning with noisy and missing labels."""
 
     paper = "FedNML, 2025"
-    summary = "noisy samples corrected, missing classes pseudo-labelled, logits adjusted, margins"
+    summary = "doubtful labels count less, missing classes pseudo-labelled, adjusted logits, margin"
 
     @dataclass(frozen=True)
     class Params:
@@ -52,11 +80,13 @@ class FedNML(SharedPriors):
         published: bool = param(False, "hard, lasting corrections and the rest as published")
         hidden_label_leak: bool = param(False, "start from hidden labels, as published (leaky)")
 
+    params: Params
+
     @property
     def hidden_labels(self) -> bool:
         return self.params.hidden_label_leak
 
-    def before_local(self, client, model, message) -> None:
+    def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         if self.params.logit_adjustment and not self.params.published:
             client.cache["shift"] = log_odds(client.labels, self._prior(client, message))
         age = message.round - self.plan.warmup_rounds
@@ -69,31 +99,34 @@ class FedNML(SharedPriors):
             self._refresh(client, client.cache["teacher"].numpy(), message)
         client.cache["prior"] = torch.from_numpy(self._prior(client, message))
 
-    def _refresh(self, client, predicted: np.ndarray, message) -> None:
+    def _refresh(self, client: Client, predicted: np.ndarray, message: Broadcast) -> None:
         params, labels, memory = self.params, client.labels, client.memory
-        seed = derive_seed(self.plan.seed, "mixture", client.index)
-        mixture = {"seed": seed, "min_images": params.min_images, "min_gap": params.min_gap}
+        mixture = {
+            "seed": derive_seed(self.plan.seed, "mixture", client.index),
+            "min_images": params.min_images,
+            "min_gap": params.min_gap,
+        }
         weight = params.pseudo_weight
         if params.published:
             weight, snapped = 1, snap(predicted, params.confident)
-            noise = refinement.doubt_all(labels, memory, predicted, **mixture)
-            refinement.correct_all(labels, snapped, noisy=noise > 0.5)
+            noise = doubt_all(labels, memory, predicted, **mixture)
+            correct_all(labels, snapped, noisy=noise > 0.5)
         else:
             snapped = snap(predicted, params.confident, self._prior(client, message))
-            noise = refinement.doubt_positives(labels, memory, predicted, **mixture)
-            refinement.correct_confident(labels, snapped, noise=noise, trust=params.trust)
-        keep = max(params.inertia, refinement.LEAK_FADES if self.hidden_labels else 0)
-        refinement.fill_missing(labels, snapped, keep=keep, weight=weight, start=client.hidden)
+            noise = doubt_positives(labels, memory, predicted, **mixture)
+            correct_confident(labels, snapped, noise=noise, trust=params.trust)
+        keep = max(params.inertia, LEAK_FADES if self.hidden_labels else 0)
+        fill_missing(labels, snapped, keep=keep, weight=weight, start=client.hidden)
 
-    def _prior(self, client, message) -> np.ndarray:
+    def _prior(self, client: Client, message: Broadcast) -> np.ndarray:
         """(C,) share of positives; the leak counts hidden labels as well."""
-        if not self.hidden_labels:
+        if client.hidden is None:
             return self.prior(client, message)
         seen = np.where(client.labels.weight > 0, client.labels.target, client.hidden)
         own = np.nanmean(seen, axis=0)
         return np.where(np.isnan(own), message.extras["prior"], own)
 
-    def loss(self, client, model, batch, message) -> Tensor:
+    def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         teacher = self._teacher(client, model, batch, message)
         logits = model.forward(batch.images)
         if "shift" in client.cache:
@@ -112,9 +145,117 @@ class FedNML(SharedPriors):
         distilled = masked_bce(student, teacher, torch.ones_like(teacher))
         return weight * distilled + (1 - weight) * supervised
 
-    def _teacher(self, client, model, batch, message) -> Tensor | None:
+    def _teacher(
+        self, client: Client, model: FlatModel, batch: Batch, message: Broadcast
+    ) -> Tensor | None:
         if self.params.kd_weight == 0 or message.round < self.plan.warmup_rounds:
             return None
         if self.params.published:
             return client.predict_batch(model, message.model, batch.images)
         return client.cache["teacher"][batch.rows].to(batch.images.device)
+
+
+# ---- which images are doubted
+
+
+def doubt_all(
+    labels: LabelState, memory: Arrays, predicted: np.ndarray, **mixture: float
+) -> np.ndarray:
+    """As published: (N,) posteriors of noise, from agreement and loss over annotated cells.
+
+    The mixture then mostly finds the images that have a positive label at all, since positives
+    are rarer and harder than negatives.
+
+    Args:
+        labels: those of the site.
+        memory: the client's; keeps the result as ``noise_score``.
+        predicted: (N, C) in [0, 1].
+        mixture: ``seed``, ``min_images`` and ``min_gap`` of :func:`utils_.mixture.split_noisy`.
+    """
+    agreement, loss = agreement_and_loss(predicted, labels.target, labels.annotated)
+    memory["noise_score"] = split_noisy(agreement, loss, **mixture).probability
+    return memory["noise_score"]
+
+
+def doubt_positives(
+    labels: LabelState, memory: Arrays, predicted: np.ndarray, **mixture: float
+) -> np.ndarray:
+    """(N,) posteriors of noise, for images with a positive label; the others count as clean.
+
+    Agreement is that of the positives, relative to the class. Labels are those observed, and
+    evidence is the mean of all refreshes so far, because a wrong label learned by heart late
+    still shows its early loss. Arguments are those of :func:`doubt_all`.
+    """
+    given = np.nan_to_num(labels.observed)
+    positives = labels.annotated & (given == 1)
+    loss = agreement_and_loss(predicted, given, labels.annotated)[1]
+    evidence = _mean_so_far(memory, np.stack([class_agreement(predicted, positives), loss]))
+    judged = positives.any(axis=1)
+    noise = np.zeros(len(given), np.float32)
+    noise[judged] = split_noisy(*evidence[:, judged], **mixture).probability
+    memory["noise_score"] = noise
+    return noise
+
+
+def class_agreement(probability: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """How much more each image looks like its positive labels than the site's images do on average.
+
+    Log odds standardised within each class, mean over the image's positive cells: a rare class,
+    whose predictions are all small, is judged by the same measure as a frequent one.
+
+    Args:
+        probability: (N, C) in [0, 1].
+        positives: (N, C) bool, the cells labelled 1.
+
+    Returns:
+        (N,) float64; 0 for an image without a positive label.
+    """
+    probability = probability.astype(np.float64).clip(1e-6, 1 - 1e-6)
+    odds = np.log(probability) - np.log1p(-probability)
+    standardised = (odds - odds.mean(axis=0)) / odds.std(axis=0).clip(1e-6)
+    count = np.maximum(positives.sum(axis=1), 1)
+    return np.where(positives, standardised, 0).sum(axis=1) / count
+
+
+def _mean_so_far(memory: Arrays, evidence: np.ndarray) -> np.ndarray:
+    count = memory.get("refreshes", np.zeros(1))
+    memory["evidence"] = (memory.get("evidence", 0) * count + evidence) / (count + 1)
+    memory["refreshes"] = count + 1
+    return memory["evidence"]
+
+
+# ---- what becomes of the labels
+
+
+def correct_all(labels: LabelState, snapped: np.ndarray, *, noisy: np.ndarray) -> None:
+    """As published: annotations of (N,) noisy images become the (N, C) pseudo-labels, for good."""
+    labels.correct(labels.annotated & noisy[:, None], snapped)
+
+
+def correct_confident(
+    labels: LabelState, snapped: np.ndarray, *, noise: np.ndarray, trust: float
+) -> None:
+    """Correct what is sure, distrust what is not.
+
+    In images that are rather noisy than clean, a cell whose pseudo-label is hard takes it. Every
+    other annotation keeps its value and loses weight with the (N,) posterior ``noise``, by up to
+    ``trust``. Each refresh starts from the labels as observed.
+    """
+    given = np.nan_to_num(labels.observed)
+    sure = (noise > 0.5)[:, None] & ((snapped == 0) | (snapped == 1))
+    weight = np.where(sure, 1, 1 - trust * noise[:, None])
+    labels.correct(labels.annotated, np.where(sure, snapped, given), weight=weight)
+
+
+def fill_missing(
+    labels: LabelState,
+    snapped: np.ndarray,
+    *,
+    keep: float,
+    weight: float,
+    start: np.ndarray | None = None,
+) -> None:
+    """Pull missing cells towards the pseudo-labels, from ``start`` (their first value; (N, C))."""
+    first = snapped if start is None else np.where(np.isnan(start), snapped, start)
+    old = np.where(labels.weight > 0, labels.target, first)
+    labels.correct(~labels.annotated, keep * old + (1 - keep) * snapped, weight=weight)

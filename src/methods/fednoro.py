@@ -1,39 +1,55 @@
 """FedNoRo: sites with noisy labels are found, taught by the global model, and count less.
 
-After Wu et al., IJCAI 2023 (methods.md 3), multi-label. First stage (the warm-up): logits are
-adjusted by the site's log prior odds, the binary form of its class priors, from annotated cells
-with half a cell added to either count. Then each site tells the mean loss of its labels under the
-global model, by class, apart for negatives and positives (the release computes it at the server),
-and mixtures vote on who is noisy. Second stage: noisy sites learn from the received model as well,
-on all classes, and count less the farther their model is from the nearest clean one.
+Wu et al., IJCAI 2023; docs/methods.md 3.
 
-The losses are those of the model that the last warm-up round starts from, at the earliest that of
-the second round. Where only some sites take part the vote is repeated until all have been heard; a
-site not heard counts as clean. What a site cannot tell is left out of its row; the release takes
-the least of the column (``fill_minimum=true``), but then classes not annotated make a site look
-clean. Distances are L2 norms of all parameters, as in the paper; the release adds up one norm a
-tensor, BatchNorm statistics included. Where nobody is noisy, or nobody clean: FedAvg's mean. A
-mixture splits equally noisy sites as well: groups nearer than ``min_gap`` are one (release: 0).
+First stage (the warm-up): logits are adjusted by the site's log prior odds. Then each site tells
+the mean loss of its labels under the global model, by class, and mixtures vote on who is noisy.
+Second stage: noisy sites learn from the received model as well, on all classes, and count less the
+farther their model is from the nearest clean one.
+
+Differences from the paper and its release:
+
+- The prior odds are the binary form of the class priors. They come from annotated cells, with half
+  a cell added to either count.
+- Losses are told apart for negatives and positives. The release computes them at the server.
+- They are those of the model that the last warm-up round starts from, at the earliest that of the
+  second round. Where only some sites take part, the vote is repeated until all have been heard; a
+  site that has not been heard counts as clean.
+- What a site cannot tell is left out of its row. The release takes the least of the column
+  (``fill_minimum=true``), but then classes that are not annotated make a site look clean.
+- Distances are L2 norms of all parameters, as in the paper. The release adds up one norm for each
+  tensor, BatchNorm statistics included.
+- Where nobody is noisy, or nobody is clean, the mean is FedAvg's.
+- A mixture splits equally noisy sites as well, so groups nearer than ``min_gap`` are one
+  (release: 0).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.losses import bce, ramp
-from src.methods.base import Method, param
-from utils_.noisy_clients import class_losses
-from utils_.pseudo_labels import log_odds
+from src.methods.base import Arrays, Method, param
+from utils_.noisy_clients import NOISY, NOT_HEARD, class_losses, hear, weighed
+from utils_.priors import log_odds
 from utils_.rng import derive_seed
-from utils_.site_vote import NOISY, NOT_HEARD, hear, weighed
+
+if TYPE_CHECKING:
+    from src.client import Client
+    from src.messages import Broadcast, Report
+    from src.models import FlatModel
+    from src.plan import Batch
+    from src.server import Server
 
 
 class FedNoRo(Method):
-    """Noise-robust federated learning under class imbalance (methods.md 3)."""
+    """Noise-robust federated learning under class imbalance."""
 
     paper = "Wu et al., IJCAI 2023"
     summary = "vote on noisy sites, which are distilled into and averaged by distance"
@@ -52,6 +68,8 @@ class FedNoRo(Method):
         temperature: float = param(0.8, "the teacher's; below 1 sharpens", 0.01, 100)
         logit_adjustment: bool = param(True, "train logits shifted by the site's log prior odds")
 
+    params: Params
+
     def kd_weight(self, round: int) -> float:
         """Weight of the distillation term at a noisy site."""
         begin = self.plan.warmup_rounds
@@ -59,7 +77,7 @@ class FedNoRo(Method):
         growth = ramp(round, begin=begin, end=end, kappa=self.params.kappa)
         return self.params.kd_weight * growth
 
-    def before_local(self, client, model, message) -> None:
+    def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         client.cache["shift"] = log_odds(client.labels) * self.params.logit_adjustment
         found = message.extras.get("noisy", np.full(self.plan.clients, NOT_HEARD))
         client.cache["noisy"] = found[client.index] == NOISY
@@ -67,7 +85,7 @@ class FedNoRo(Method):
             given, least = client.labels.observed, self.params.min_cells
             client.cache["told"] = class_losses(client.predict(model), given, min_cells=least)
 
-    def loss(self, client, model, batch, message) -> Tensor:
+    def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         if client.cache["noisy"]:  # before the gradient's pass, as it changes the model in passing
             teacher = client.predict_batch(model, message.model, batch.images)
         logits = model.forward(batch.images)
@@ -80,17 +98,17 @@ class FedNoRo(Method):
         weight = self.kd_weight(message.round)
         return weight * divergence + (1 - weight) * supervised
 
-    def after_local(self, client, model, message) -> dict[str, np.ndarray]:
+    def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         client.logs["noisy"] = float(client.cache["noisy"])
         return {"losses": client.cache["told"]} if "told" in client.cache else {}
 
-    def aggregate(self, server, reports) -> Tensor:
+    def aggregate(self, server: Server, reports: Iterable[Report]) -> Tensor:
         if NOISY not in server.memory.get("noisy", ()):
             return super().aggregate(server, reports)
         own = server.layout.parameters
         return super().aggregate(server, weighed(reports, server.memory["noisy"], own=own))
 
-    def after_round(self, server, reports) -> None:
+    def after_round(self, server: Server, reports: list[Report]) -> None:
         hear(
             server.memory,
             [report for report in reports if "losses" in report.extras],
@@ -100,5 +118,5 @@ class FedNoRo(Method):
             fill_minimum=self.params.fill_minimum,
         )
 
-    def extras(self, server) -> dict[str, np.ndarray]:
+    def extras(self, server: Server) -> Arrays:
         return {"noisy": server.memory["noisy"]} if "noisy" in server.memory else {}

@@ -10,22 +10,30 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
-FILE_LINES, METHOD_LINES, FUNCTION_LINES = 400, 120, 60
+FILE_LINES, METHOD_LINES, CLASS_LINES, FUNCTION_LINES = 400, 300, 120, 60
 TEST_LINES = 600  # tables of cases are long, and are read from top to bottom
 
-# DESIGN.md 3: what each part may import of the project; `a.` stands for all of a.
-ENGINE_PARTS = ("src.messages", "src.methods.base", "utils_.")
+# What each part may import of the project; `a.` stands for all of a. See docs/architecture.md.
+ENGINE_PARTS = ("src.messages", "src.methods.base", "src.plan", "utils_.")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "src/losses.py": ("utils_.",),
     "src/supervision.py": ("src.losses", "utils_."),
     "src/models.py": ("utils_.",),
     "src/messages.py": (),
+    "src/plan.py": (),
     "src/aggregation.py": ("src.messages", "utils_."),  # the reports it folds
     "src/aggregator_options.py": ("utils_.",),
     "src/outliers.py": ("utils_.",),
     "src/attacks.py": ("src.client", "utils_."),
     "src/methods/__init__.py": ("src.methods.base", "utils_."),
-    "src/methods/base.py": ("src.losses", "src.supervision", "src.aggregation", "utils_."),
+    "src/methods/base.py": (
+        "src.losses",
+        "src.supervision",
+        "src.aggregation",
+        "src.messages",
+        "src.plan",
+        "utils_.",
+    ),
     "src/client.py": ENGINE_PARTS,
     "src/server.py": (*ENGINE_PARTS, "src.aggregation", "src.outliers"),
 }
@@ -109,6 +117,27 @@ def test_methods_import_the_base_losses_and_aggregation() -> None:
     assert [w for path in METHODS for w in wrong_imports(path, METHOD_IMPORTS)] == []
 
 
+def test_what_one_method_alone_uses_lies_in_its_file() -> None:
+    """A module of utils_ serves at least two methods, or something else than methods."""
+    users: dict[str, set[str]] = {}
+    for path in files("src", "utils_", "scripts"):
+        for module in own(imports(path)):
+            users.setdefault(module, set()).add(identity(path))
+    methods = {identity(path) for path in METHODS}
+    shared = {m: by for m, by in users.items() if m.startswith("utils_.") and "__" not in m}
+    assert {m: by for m, by in shared.items() if len(by) == 1 and by <= methods} == {}
+
+
+def test_no_two_things_have_one_name() -> None:
+    """Public functions and classes of src and utils_."""
+    places: dict[str, list[str]] = {}
+    for path in LIBRARY:
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(identity(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_nothing_imports_the_main_job_or_scripts() -> None:
     for path in LIBRARY:
         found = own(imports(path))
@@ -159,6 +188,14 @@ def test_no_file_is_too_long() -> None:
         limit = TEST_LINES if identity(path).startswith("tests/") else limit
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= limit, f"{identity(path)}: {lines} lines"
+
+
+def test_a_method_s_class_is_short() -> None:
+    for path in METHODS:
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= CLASS_LINES, f"{identity(path)}, {node.name}: {lines} lines"
 
 
 def test_functions_are_short() -> None:

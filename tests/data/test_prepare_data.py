@@ -23,7 +23,7 @@ from web_server import Site
 from scripts import prepare_data
 from utils_ import datasets
 from utils_.datasets.fetch import archives, dicom, recipes
-from utils_.datasets.fetch.archives import Rule, extract
+from utils_.datasets.fetch.archives import Pick, extract
 from utils_.datasets.fetch.download import Source, fetch
 from utils_.errors import UserError
 
@@ -59,7 +59,7 @@ def make_tar(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-PNGS = (Rule(r"([^/]+\.png)", r"images/\1"),)
+PNGS = (Pick(r"([^/]+\.png)", r"images/\1"),)
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])

@@ -20,7 +20,7 @@ from tiny import ROOT
 
 from utils_.datasets import synthetic
 from utils_.datasets.base import TEST, TRAIN
-from utils_.datasets.synthetic import CLASSES, class_counts, load_synthetic, scene
+from utils_.datasets.synthetic import CLASSES, load_synthetic, positives_by_class, scene
 from utils_.datasets.synthetic.lesions import FINDINGS, PLACES
 from utils_.datasets.synthetic.marks import Marks, draw_marks
 from utils_.datasets.synthetic.scene import render
@@ -89,7 +89,7 @@ def test_any_size_keeps_the_rules(train: int, test: int, seed: int) -> None:
         rows = whole.labels[whole.part == part]
         assert len(rows) == size
         assert (rows.sum(0) >= 1).all()
-        expected = class_counts(int(part != TRAIN), size)
+        expected = positives_by_class(int(part != TRAIN), size)
         np.testing.assert_array_equal(rows.sum(0), expected)
         diseased = np.delete(rows, CLASSES.index("NORMAL"), axis=1).any(1)
         np.testing.assert_array_equal(rows[:, CLASSES.index("NORMAL")] == 1, ~diseased)
@@ -97,8 +97,8 @@ def test_any_size_keeps_the_rules(train: int, test: int, seed: int) -> None:
 
 def test_prevalence_scales_with_the_size() -> None:
     for size in (588, 3528):
-        scaled = class_counts(0, 1764) * size / 1764
-        assert np.abs(class_counts(0, size) - scaled).max() <= 1
+        scaled = positives_by_class(0, 1764) * size / 1764
+        assert np.abs(positives_by_class(0, size) - scaled).max() <= 1
 
 
 def test_findings_share_images_as_in_rfmid(labels) -> None:

@@ -21,9 +21,9 @@ from src.aggregation import (
     fault,
     geometric_weights,
     krum_scores,
+    mean_by_images,
     trimmed_mean,
     uniform_mean,
-    weighted_mean,
 )
 from src.aggregator_options import RANKING, RULES, resolve_parameters
 from src.messages import ANNOTATED_CELLS, Report
@@ -51,7 +51,7 @@ def make_reports(sizes: list[int], length: int = LENGTH, seed: int = 0) -> list[
 def make_frame(rule: str, n: int, **given: Any) -> Frame:
     parameters = resolve_parameters(rule, given, reports=n, attackers=1, attacked=False)
     start = torch.linspace(-0.5, 0.5, LENGTH)
-    return Frame(start, LAYOUT, parameters, rule == "classwise")
+    return Frame(start, LAYOUT, parameters, AGGREGATORS[rule].needs)
 
 
 def combine(rule: str, reports: list[Report], **given: Any) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_two_of_seven_that_lie_far_away_are_withstood(rule: str) -> None:
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=8), seeds)
 def test_the_mean_is_weighted_by_images(sizes: list[int], seed: int) -> None:
     reports = make_reports(sizes, seed=seed)
-    found = weighted_mean(iter(reports))
+    found = mean_by_images(iter(reports))
     for i in range(LENGTH):
         expected = sum(n * float(r.model[i]) for n, r in zip(sizes, reports, strict=True))
         assert found[i].item() == pytest.approx(expected / sum(sizes), abs=1e-6)
@@ -172,13 +172,13 @@ def test_the_uniform_mean_is_not_weighted() -> None:
 
 def test_the_mean_of_one_is_the_same_to_the_bit() -> None:
     report = make_reports([37])[0]
-    assert torch.equal(weighted_mean([report]), report.model)
+    assert torch.equal(mean_by_images([report]), report.model)
 
 
 def test_the_mean_of_equals_is_the_same_to_the_bit() -> None:
     vector = torch.randn(1000, generator=torch.Generator().manual_seed(1))
     reports = [Report(k, n, vector) for k, n in enumerate((1, 3, 7))]
-    torch.testing.assert_close(weighted_mean(reports), vector, rtol=0, atol=0)
+    torch.testing.assert_close(mean_by_images(reports), vector, rtol=0, atol=0)
 
 
 def test_small_differences_survive_a_large_sum() -> None:
@@ -186,13 +186,13 @@ def test_small_differences_survive_a_large_sum() -> None:
     reports = [Report(k, 10_000, torch.tensor([1.0])) for k in range(1000)]
     reports.append(Report(1000, 1, torch.tensor([2.0])))
     expected = (1000 * 10_000 + 2) / (1000 * 10_000 + 1)
-    assert weighted_mean(reports).item() == np.float32(expected)
+    assert mean_by_images(reports).item() == np.float32(expected)
 
 
 def test_suppressed_reports_count_less_in_both_means() -> None:
     one, two = make_reports([10, 10])
-    half = replace(two, samples=5.0, trust=0.5)
-    for rule in (weighted_mean, uniform_mean):
+    half = replace(two, samples=5.0, credit=0.5)
+    for rule in (mean_by_images, uniform_mean):
         expected = (one.model.double() + two.model.double() / 2) / 1.5
         torch.testing.assert_close(rule([one, half]).double(), expected, rtol=0, atol=1e-7)
 
@@ -207,21 +207,21 @@ def test_rows_of_the_head_are_weighted_by_annotated_images() -> None:
         replace(r, extras={ANNOTATED_CELLS: c}) for r, c in zip(reports, counts, strict=True)
     ]
     found = combine("classwise", reports)
-    expected = weighted_mean(reports)
+    expected = mean_by_images(reports)
     rows = {0: [4, 5, 8], 1: [6, 7, 9]}  # where weights and bias of a class lie
     for c, places in rows.items():
         for i in places:
             values = table(reports)[:, i]
             expected[i] = float((counts[:, c] * values).sum() / counts[:, c].sum())
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    assert not torch.allclose(found, weighted_mean(reports))
-    torch.testing.assert_close(found[:4], weighted_mean(reports)[:4], rtol=0, atol=0)
+    assert not torch.allclose(found, mean_by_images(reports))
+    torch.testing.assert_close(found[:4], mean_by_images(reports)[:4], rtol=0, atol=0)
 
 
 def test_a_class_that_nobody_annotates_keeps_the_mean() -> None:
     counts = np.array([4, 0], np.float32)
     reports = [replace(r, extras={ANNOTATED_CELLS: counts}) for r in make_reports([10, 20])]
-    found, mean = combine("classwise", reports), weighted_mean(reports)
+    found, mean = combine("classwise", reports), mean_by_images(reports)
     assert torch.equal(found[[6, 7, 9]], mean[[6, 7, 9]])
     torch.testing.assert_close(found[[4, 5, 8]], uniform_mean(reports)[[4, 5, 8]])
 
@@ -230,7 +230,7 @@ def test_the_class_wise_head_is_the_mean_where_all_annotate_all() -> None:
     reports = make_reports([10, 20, 30])
     for report in reports:
         report.extras[ANNOTATED_CELLS] = np.full(CLASSES, report.samples, np.float32)
-    mean = weighted_mean(reports)
+    mean = mean_by_images(reports)
     torch.testing.assert_close(combine("classwise", reports), mean, rtol=0, atol=1e-7)
 
 
@@ -382,7 +382,7 @@ def test_the_geometric_median_of_the_rule_weighs_images() -> None:
 
 def test_clip_with_a_huge_radius_is_the_mean_to_the_bit() -> None:
     reports = make_reports([1, 50, 7])
-    assert torch.equal(combine("clip", reports, radius=1e6), weighted_mean(reports))
+    assert torch.equal(combine("clip", reports, radius=1e6), mean_by_images(reports))
 
 
 def test_clip_shortens_updates_and_not_models() -> None:
@@ -556,7 +556,7 @@ def test_rules_that_rank_are_known() -> None:
     """Those that a client's weight cannot change."""
     one, *rest = make_reports([3, 4, 5, 6, 7])
     for rule in AGGREGATORS:
-        less = combine(rule, [replace(one, samples=0.3, trust=0.1), *rest])
+        less = combine(rule, [replace(one, samples=0.3, credit=0.1), *rest])
         changed = not torch.equal(less, combine(rule, [one, *rest]))
         if rule in RANKING[:3]:
             assert not changed, rule

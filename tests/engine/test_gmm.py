@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils_.gmm import split_noisy
+from utils_.mixture import split_noisy
 from utils_.rng import derive
 
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from src import outliers
 from src.outliers import (
     MIN_REPORTS,
+    OUTLYING,
     SKETCH,
-    THRESHOLD,
     UpdateWatch,
+    credit,
     robust_z,
     score_table,
     severity,
-    trust,
 )
 
 
@@ -39,7 +39,7 @@ def watched(updates: torch.Tensor, *, seed: int = 1) -> UpdateWatch:
 
 def flagged(updates: torch.Tensor) -> list[int]:
     scores = watched(updates).scores()
-    return [client for client, z in scores.items() if severity(z) > THRESHOLD]
+    return [client for client, z in scores.items() if severity(z) > OUTLYING]
 
 
 # ---- the scores
@@ -167,7 +167,7 @@ def test_equal_updates_are_not_flagged(value: float) -> None:
 
 def test_trust_fades_with_the_distance_and_never_rises_above_one() -> None:
     def trusted(norm: float = 0.0, cosine: float = 0.0, distance: float = 0.0) -> float:
-        return trust({"norm": norm, "cosine": cosine, "distance": distance})
+        return credit({"norm": norm, "cosine": cosine, "distance": distance})
 
     assert trusted() == trusted(norm=3.5) == trusted(cosine=50) == trusted(distance=-50) == 1
     assert trusted(norm=7) == trusted(norm=-7) == trusted(cosine=-7) == 0.25

@@ -23,7 +23,7 @@ from utils_.runlog import (
     column_of,
     label_picture,
     parameter_table,
-    read_rows,
+    read_metrics,
     tag_of,
 )
 
@@ -82,7 +82,7 @@ def test_numbers_reread_to_the_same_bits(tmp_path_factory, rows):
     written = [{"round": i, **row} for i, row in enumerate(rows)]
     log = RunLog(folder, history=written)
     log.close()
-    read = read_rows(folder)
+    read = read_metrics(folder)
     assert len(read) == len(written)
     for before, after in zip(written, read, strict=True):
         assert before.keys() == after.keys()
@@ -106,7 +106,7 @@ def test_resume_equals_a_run_without_interruption(tmp_path):
             log.row(row | {"val_mAP": row["val_mAP"] + (row["round"] > 2)})
     wait_for_next_file_name()
     with RunLog(resumed, history=rows[:3]) as log:
-        assert len(read_rows(resumed)) == 3
+        assert len(read_metrics(resumed)) == 3
         for row in rows[3:]:
             log.row(row)
     assert (whole / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
@@ -125,7 +125,7 @@ def test_resume_before_the_first_round_hides_all_earlier_steps(tmp_path):
         assert not (tmp_path / "metrics.csv").exists()
         log.row({"round": 0, "val_mAP": 0.2})
     assert steps(events(tmp_path), "val/mAP") == [0]
-    assert read_rows(tmp_path) == [{"round": 0, "val_mAP": 0.2}]
+    assert read_metrics(tmp_path) == [{"round": 0, "val_mAP": 0.2}]
 
 
 def test_tensorboard_shows_the_run(tmp_path):
@@ -183,7 +183,7 @@ def test_a_round_is_written_once(tmp_path):
         for bad in ({"round": 3}, {"round": 2}, {"val_mAP": 0.5}):
             with pytest.raises(ValueError, match="round"):
                 log.row(bad)
-    assert read_rows(tmp_path) == [{"round": 3}]
+    assert read_metrics(tmp_path) == [{"round": 3}]
 
 
 def test_columns_and_tags_correspond():

@@ -14,10 +14,10 @@ import pytest
 import torch
 from tiny import make_plan
 
-from src.aggregation import Layout, weighted_mean
-from src.messages import Report, message_bytes
+from src.aggregation import Layout, mean_by_images
+from src.messages import NO_MODEL, Report, message_bytes
 from src.methods import method_class
-from src.outliers import trust
+from src.outliers import credit
 from src.server import NoReportLeft, Server
 
 LENGTH = 7
@@ -77,7 +77,7 @@ def test_the_server_counts_bytes_and_drops_models() -> None:
     assert message_bytes(reports[0]) == 7 * 4 + 5 * 8 + 3
     received = server.finish_round(reports)
     assert server.bytes_up == 3 * (28 + 40 + 3)
-    assert all(report.model is None and report.extras is extras for report in received)
+    assert all(report.model is NO_MODEL and report.extras is extras for report in received)
     assert server.round == 1
 
 
@@ -183,7 +183,7 @@ def test_who_stands_apart_is_named(caplog: pytest.LogCaptureFixture) -> None:
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert told[0].startswith("round 0: client 2 stands apart (robust z: norm +")
-    assert torch.equal(server.model, weighted_mean(with_outlier())), "a flag alone changes nothing"
+    assert torch.equal(server.model, mean_by_images(with_outlier())), "a flag alone changes nothing"
 
 
 def test_scores_are_of_updates_and_not_of_models() -> None:
@@ -200,11 +200,11 @@ def test_scores_are_of_updates_and_not_of_models() -> None:
 def test_suppression_lets_a_flagged_client_count_less(aggregator: str) -> None:
     server = make_server(aggregator=aggregator, suppress_outliers=True)
     received = server.finish_round(iter(with_outlier()))
-    factor = trust(server.scores[2])
+    factor = credit(server.scores[2])
     assert 0 < factor < 0.05
     plain = make_server(aggregator=aggregator)
     plain.finish_round(with_outlier())
-    honest = weighted_mean(r for r in with_outlier() if r.client != 2)
+    honest = mean_by_images(r for r in with_outlier() if r.client != 2)
     assert (server.model - honest).norm() < (plain.model - honest).norm()
     assert all(report.samples == 10 for report in received), "the method sees what was reported"
     if aggregator in ("mean", "uniform"):
@@ -218,7 +218,7 @@ def test_suppression_changes_nothing_where_nobody_stands_apart() -> None:
     server = make_server(suppress_outliers=True)
     server.finish_round(reports)
     assert server.flagged == []
-    assert torch.equal(server.model, weighted_mean(reports))
+    assert torch.equal(server.model, mean_by_images(reports))
 
 
 def test_three_reports_are_not_judged() -> None:
@@ -226,4 +226,4 @@ def test_three_reports_are_not_judged() -> None:
     server.finish_round(with_outlier()[:3])
     assert server.scores == {}
     assert server.flagged == []
-    assert torch.equal(server.model, weighted_mean(with_outlier()[:3]))
+    assert torch.equal(server.model, mean_by_images(with_outlier()[:3]))

@@ -23,9 +23,9 @@ from src.models import FlatModel, build_module
 from src.simulation import Simulation
 from src.supervision import LOSSES
 from utils_.augment import STRONG, WEAK, Augmenter, channel_statistics
-from utils_.class_weights import class_weights
 from utils_.datasets.base import TRAIN
 from utils_.labels import LabelState
+from utils_.priors import balance_factors
 from utils_.rng import derive_seed
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -120,7 +120,7 @@ def test_a_site_that_annotates_nothing_or_nothing_positive(loss: str) -> None:
 def test_class_weights_by_hand(kind: str) -> None:
     """Mean 1 over the annotated cells; nothing to balance where a side is absent."""
     counts = np.array([[10, 50, 0, 30, 0], [100, 100, 40, 30, 0]], np.float32)
-    found = class_weights(counts, kind)
+    found = balance_factors(counts, kind)
 
     def size(n: float) -> float:
         return n if kind == "inverse" else (1 - 0.999**n) / 0.001
@@ -131,7 +131,7 @@ def test_class_weights_by_hand(kind: str) -> None:
     assert found[:, 1:] == pytest.approx(1)
     if kind == "inverse":
         assert found[:, 0] == pytest.approx([100 / 180, 5])
-    many = class_weights(np.array([[1e5], [1e6]]), "effective")
+    many = balance_factors(np.array([[1e5], [1e6]]), "effective")
     assert many == pytest.approx(1), "beyond a thousand of each, no side is rare"
 
 
@@ -222,7 +222,7 @@ def test_the_views_that_are_asked_for(augment: str, consistency: float) -> None:
             strong = augmenter.view(pixels, generator, strength=STRONG)
             assert torch.equal(batch.strong, strong)
         else:
-            assert batch.strong is None
+            assert not batch.strong.numel()
 
 
 def make_step(round: int = 0, **settings: Any) -> tuple[Method, Client, FlatModel, Batch]:

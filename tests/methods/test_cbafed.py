@@ -227,7 +227,7 @@ def test_a_suppressed_site_stays_suppressed() -> None:
     method = make_method("cbafed")
     used = [[1] * C, [1] * C]
     trusted, doubted = report(0, [1.0], used), report(1, [5.0], used)
-    doubted = Report(1, 5, doubted.model, doubted.extras, trust=0.5)
+    doubted = Report(1, 5, doubted.model, doubted.extras, credit=0.5)
     found = method.aggregate(make_server(method, size=1), [trusted, doubted])
     assert found.item() == pytest.approx((1 * 8 + 5 * 4) / 12)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,19 @@ from tiny import Trace, make_config, make_dataset, make_plan, make_scenario, sim
 
 from src.messages import Report
 from src.methods.base import parse_params
-from src.methods.fedcorr import FedCorr
+from src.methods.fedcorr import (
+    FedCorr,
+    doubted_images,
+    largest_losses,
+    local_dimensionality,
+    mean_dimensionality,
+    noise_levels,
+    relabel,
+)
+from utils_.augment import mix_up
 from utils_.labels import CORRECTED, LabelState
-from utils_.lid import local_dimensionality, mean_dimensionality
-from utils_.mixup import mix_up
+from utils_.mixture import upper_group
 from utils_.rng import derive
-from utils_.suspects import doubted_images, largest_losses, noise_levels, relabel
-from utils_.two_groups import upper_group
 
 FIRST, SECOND = 10, 55  # ends of the stages of 100 rounds
 
@@ -65,7 +72,7 @@ def test_dimension_of_large_sites_does_not_depend_on_the_pieces(
 ) -> None:
     vectors = derive(0, "vectors").random((50, 3))
     whole = local_dimensionality(vectors, neighbours=5)
-    monkeypatch.setattr("utils_.lid.CHUNK", 120)
+    monkeypatch.setattr("src.methods.fedcorr.DISTANCES", 120)
     np.testing.assert_array_equal(local_dimensionality(vectors, neighbours=5), whole)
 
 
@@ -256,13 +263,12 @@ def test_the_objective_against_the_reference(round: int, level: float) -> None:
         model.parameters += 0.1
     used = level if round < FIRST else 0
     for step in (0, 1):
-        batch = make_batch(client, [7, 2, 0, 10, 4])
+        batch = replace(make_batch(client, [7, 2, 0, 10, 4]), step=step)
         found = method.loss(client, model, batch, message(round))
         expected = reference_loss(method, client, batch, model, used, step=step, round=round)
         assert found.item() == pytest.approx(expected, abs=2e-6)
     (gradient,) = torch.autograd.grad(found, model.parameters)
     plain = method.__class__(method.plan, parse_params(FedCorr, {"proximal": 0}))
-    client.cache["step"] = 1
     (alone,) = torch.autograd.grad(
         plain.loss(client, model, batch, message(round)), model.parameters
     )

@@ -15,11 +15,10 @@ from stand_ins import predictions as make_predictions
 from tiny import Trace, make_config, make_dataset, make_scenario, simulate
 
 from src.messages import Report
-from utils_.label_logits import first_logits, label_divergence, merged, step
+from src.methods.fedelc import first_logits, label_divergence, label_step, merged_logits
 from utils_.labels import CORRECTED
-from utils_.noisy_clients import normalised, vote_noisy
+from utils_.noisy_clients import CLEAN, NOISY, NOT_HEARD, hear, normalised, vote_noisy, weighed
 from utils_.rng import derive, derive_seed
-from utils_.site_vote import CLEAN, NOISY, NOT_HEARD, hear, weighed
 
 VERDICT = {"noisy": np.array([NOISY, CLEAN, CLEAN], np.int8)}
 
@@ -58,7 +57,7 @@ def test_a_step_against_gradients_of_two_logits(rate: float, tie: float) -> None
         (gradient,) = torch.autograd.grad(image_loss(pair, p, y, tie=tie), pair)
         after = (pair - rate * gradient).detach()
         cell = (torch.tensor(value, dtype=torch.float64) for value in (u, p, float(y)))
-        found = step(*cell, rate=rate, tie=tie, classes=C)
+        found = label_step(*cell, rate=rate, tie=tie, classes=C)
         assert found.item() == pytest.approx(float(after[1] - after[0]), abs=1e-9)
 
 
@@ -66,7 +65,7 @@ def test_the_first_and_the_merged_logits_are_differences_of_two() -> None:
     observed = np.array([[1, 0, np.nan]], np.float32)
     np.testing.assert_array_equal(first_logits(observed, scale=10), [[10, -10, 0]])
     u, p = np.array([[2.0, -9, 0.5]], np.float32), np.array([[0.1, 0.8, 0.5]], np.float32)
-    for c, found in enumerate(merged(u, p, scale=10)[0]):
+    for c, found in enumerate(merged_logits(u, p, scale=10)[0]):
         q = sigmoid(float(u[0, c]))
         present, absent = 5 * (q + p[0, c]), 5 * (1 - q + 1 - p[0, c])
         assert found == pytest.approx(present - absent, abs=1e-5)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from by_hand import cross_entropy
+from stand_ins import FakeClient
 from tiny import Trace, make_config, make_dataset, make_plan, make_scenario, simulate
 
-from src.aggregation import weighted_mean
+from src.aggregation import HeadMean, Layout, mean_by_images
 from src.messages import Broadcast, Report
-from src.methods.base import Batch, parse_params
-from src.methods.fedlsm import FedLSM
+from src.methods.base import parse_params
+from src.methods.fedlsm import FedLSM, imbalance, pair_up, split_pools, uncertainty
 from src.models import FlatModel, build_module
-from utils_.head_mean import HeadMean
+from src.plan import Batch
 from utils_.labels import LabelState
-from utils_.pools import class_weight, pair_up, split_pools, uncertainty
 from utils_.rng import derive
 
 N, C, D = 20, 4, 3
@@ -46,24 +48,12 @@ def make_predictions(seed: int = 0) -> np.ndarray:
     return derive(seed, "predicted").beta(0.3, 0.3, (N, C)).astype(np.float32)
 
 
-@dataclass
-class FakeClient:
-    """What FedLSM asks of a client; the teacher's answers come from the first numbers of images."""
-
-    labels: LabelState
-    index: int = 1
-    predicted: np.ndarray = field(default_factory=make_predictions)
-    memory: dict = field(default_factory=dict)
-    cache: dict = field(default_factory=dict)
-    logs: dict = field(default_factory=dict)
-    teachers: list = field(default_factory=list)
-
-    def predict(self, model: Any) -> np.ndarray:
-        return self.predicted
-
-    def predict_batch(self, model: Any, vector: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        self.teachers.append(vector.clone())
-        return images[:, 0]
+def make_site() -> FakeClient:
+    """The teacher's answers come from the first numbers of the images."""
+    labels = LabelState(make_observed())
+    return FakeClient(
+        labels, index=1, round=2, predicted=make_predictions(), teach=lambda images: images[:, 0]
+    )
 
 
 class FakeModel:
@@ -71,7 +61,6 @@ class FakeModel:
 
     def __init__(self) -> None:
         self.vector = VECTOR.clone()
-        self.head_slices = SimpleNamespace(start=0, stop=4), SimpleNamespace(start=4)
         self.seen: list[torch.Tensor] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -80,7 +69,7 @@ class FakeModel:
 
 
 def message(round: int = 2) -> Broadcast:
-    return Broadcast(round, VECTOR, {"class_weight": WEIGHT})
+    return Broadcast(round, VECTOR, {"imbalance": WEIGHT})
 
 
 # ---- pools
@@ -121,7 +110,7 @@ def test_a_site_that_annotates_everything_has_no_uncertain_image() -> None:
 
 def test_an_annotated_class_without_positives_is_not_missing() -> None:
     """Trap: the release takes a class for annotated where the site has a positive."""
-    client, method = FakeClient(LabelState(make_observed())), make_method(uncertain=0.3)
+    client, method = make_site(), make_method(uncertain=0.3)
     client.predicted[:, 1] = np.arange(N) / N
     method.before_local(client, FakeModel(), message())
     pools = [client.cache[name].copy() for name in ("uncertain", "confident")]
@@ -145,9 +134,9 @@ def test_every_uncertain_image_of_a_batch_gets_a_confident_partner() -> None:
 
 def test_class_weights_by_hand() -> None:
     positives, annotated = np.array([10, 1, 0, 5, 0, 80]), np.array([50, 1001, 30, 5, 0, 100])
-    found = class_weight(positives, annotated, cap=100)
+    found = imbalance(positives, annotated, cap=100)
     np.testing.assert_allclose(found, np.array([4, 100, 1, 1, 1, 0.25]) / 100, rtol=1e-6)
-    np.testing.assert_allclose(class_weight(np.zeros(2), np.zeros(2), cap=100), 1)
+    np.testing.assert_allclose(imbalance(np.zeros(2), np.zeros(2), cap=100), 1)
 
 
 # ---- the objective
@@ -160,10 +149,6 @@ def make_batch(client: FakeClient, rows: np.ndarray) -> Batch:
         torch.from_numpy(t[rows].copy()) for t in (client.labels.target, client.labels.weight)
     )
     return Batch(images[0], images[1], rows, *tables)
-
-
-def entropy(logit: float, target: float) -> float:
-    return max(logit, 0) - logit * target + math.log1p(math.exp(-abs(logit)))
 
 
 class Reference:
@@ -190,7 +175,7 @@ class Reference:
             y = self.label(b, c)
             if y is None or self.uncertain[b]:
                 continue
-            total += float(WEIGHT[c]) * entropy(float(self.batch.strong[b, 1, c]), y)
+            total += float(WEIGHT[c]) * cross_entropy(float(self.batch.strong[b, 1, c]), y)
             weights += float(WEIGHT[c])
         return total / weights
 
@@ -209,7 +194,7 @@ class Reference:
                 continue
             logit = share * self.batch.images[u, 1, c] + (1 - share) * self.batch.images[v, 1, c]
             target = share * labels[0] + (1 - share) * labels[1]
-            values.append(entropy(float(logit), float(target)))
+            values.append(cross_entropy(float(logit), float(target)))
         return sum(values) / len(values) if values else 0.0
 
     def seen(self) -> list[int]:
@@ -220,7 +205,7 @@ class Reference:
 def start(**param: Any) -> tuple[FedLSM, FakeClient, FakeModel]:
     method, client, model = (
         make_method(**param),
-        FakeClient(LabelState(make_observed())),
+        make_site(),
         FakeModel(),
     )
     method.before_local(client, model, message())
@@ -240,7 +225,7 @@ def test_the_objective_against_the_reference(param: dict) -> None:
     method, client, model = start(**param)
     seen = np.zeros(C)
     for step, rows in enumerate(np.split(derive(3, "rows").permutation(N), 2)):
-        batch = make_batch(client, rows)
+        batch = replace(make_batch(client, rows), step=step)
         found = method.loss(client, model, batch, message()).item()
         reference = Reference(method.params, client, batch, step)
         expected = reference.supervised() + method.params.mixup_weight * reference.mixed()
@@ -297,10 +282,10 @@ def test_the_teacher_is_a_running_mean_that_starts_anew_each_round() -> None:
     for round in range(2):
         for step in range(4):
             method.loss(client, model, batch, message())
-            if step:  # the first step is taught by the received model
-                expected = 0.9 * expected + 0.1 * model.vector.double()
-            torch.testing.assert_close(client.teachers[-1].double(), expected, atol=1e-6, rtol=0)
+            torch.testing.assert_close(client.asked[-1][0].double(), expected, atol=1e-6, rtol=0)
             model.vector += torch.tensor([1.0, -2, 0.5, 3, 0]) * (step + round + 1)
+            method.after_step(client, model, message())
+            expected = 0.9 * expected + 0.1 * model.vector.double()
         model.vector.copy_(VECTOR)
         expected = VECTOR.double()
         method.before_local(client, model, message())
@@ -321,22 +306,23 @@ def test_ranking_changes_no_running_statistics() -> None:
 
 def make_reports(seen: list[list[int]], samples: list[int]) -> tuple[FlatModel, list[Report]]:
     model = FlatModel(build_module("small", classes=C, weights="none", seed=0))
-    weight, bias = model.head_slices
     reports = []
     for k, counts in enumerate(seen):
         vector = torch.from_numpy(derive(k, "vector").normal(size=model.vector.numel())).float()
-        place = np.array([weight.start, weight.stop, bias.start])
-        extras = {"seen": np.array(counts, np.float32), "head": place}
-        reports.append(Report(k, samples[k], vector, extras))
+        reports.append(Report(k, samples[k], vector, {"seen": np.array(counts, np.float32)}))
     return model, reports
+
+
+def tapped(head: HeadMean, reports: list[Report]) -> Iterator[Report]:
+    return head.tap(reports, lambda report: report.extras["seen"])
 
 
 def test_the_aggregation_against_the_reference() -> None:
     """Row c by the seen cases of c; a row of a class that nobody has seen by images (trap: 0/0)."""
     seen, samples = [[5, 0, 0, 1], [15, 2, 0, 1], [0, 6, 0, 1]], [10, 20, 70]
     model, reports = make_reports(seen, samples)
-    head = HeadMean()
-    found = model.unpack(head.write(weighted_mean(head.tap(reports))))
+    head = HeadMean(Layout.of(model))
+    found = model.unpack(head.write(mean_by_images(tapped(head, reports))))
     parts = [model.unpack(report.model) for report in reports]
     assert found["head.weight"].shape == (C, model.head.in_features)
     for name, tensor in found.items():
@@ -351,13 +337,13 @@ def test_the_aggregation_against_the_reference() -> None:
 
 
 def test_the_aggregation_is_the_mean_where_sites_see_in_proportion_to_their_images() -> None:
-    _, reports = make_reports([[1, 2, 0, 10], [2, 4, 0, 20], [7, 14, 0, 70]], [10, 20, 70])
-    head = HeadMean()
-    found, plain = head.write(weighted_mean(head.tap(reports))), weighted_mean(reports)
+    model, reports = make_reports([[1, 2, 0, 10], [2, 4, 0, 20], [7, 14, 0, 70]], [10, 20, 70])
+    head = HeadMean(Layout.of(model))
+    found, plain = head.write(mean_by_images(tapped(head, reports))), mean_by_images(reports)
     torch.testing.assert_close(found, plain, atol=1e-6, rtol=0)
     kept = [report.model.clone() for report in reports]
-    other = HeadMean()
-    list(other.tap(reports))
+    other = HeadMean(Layout.of(model))
+    list(tapped(other, reports))
     other.write(reports[0].model)
     assert all(torch.equal(r.model, k) for r, k in zip(reports, kept, strict=True))
 
@@ -365,7 +351,7 @@ def test_the_aggregation_is_the_mean_where_sites_see_in_proportion_to_their_imag
 def test_class_weights_are_those_of_all_sites() -> None:
     """A site that does not take part counts with its latest report."""
     method, server = make_method(balance=True), SimpleNamespace(memory={})
-    assert method.extras(server)["class_weight"].tolist() == [1] * C
+    assert method.extras(server)["imbalance"].tolist() == [1] * C
 
     def report(client: int, positives: list, annotated: list) -> Report:
         table = {"positives": positives, "annotated": annotated}
@@ -373,8 +359,8 @@ def test_class_weights_are_those_of_all_sites() -> None:
 
     method.after_round(server, [report(0, [1, 0, 0, 5], [9, 9, 0, 10])])
     method.after_round(server, [report(2, [1, 0, 0, 0], [3, 3, 0, 0])])
-    np.testing.assert_allclose(method.extras(server)["class_weight"], [1, 0.2, 0.2, 0.2])
-    assert make_method().extras(server)["class_weight"].tolist() == [1] * C
+    np.testing.assert_allclose(method.extras(server)["imbalance"], [1, 0.2, 0.2, 0.2])
+    assert make_method().extras(server)["imbalance"].tolist() == [1] * C
 
 
 # ---- whole runs
@@ -390,7 +376,7 @@ def run(mask: str, clients: int = 3, **settings: Any) -> Trace:
 def test_all_parts_act_in_the_tiny_federation(mask: str) -> None:
     trace = run(mask)
     assert np.stack([r.extras["seen"] for r in trace.received]).sum(axis=0).min() > 0
-    assert not np.array_equal(trace.sent[1].extras["class_weight"], np.ones(C))
+    assert not np.array_equal(trace.sent[1].extras["imbalance"], np.ones(C))
     for switch in ({"mixup_weight": 0}, {"balance": False}, {"high": 1, "low": 0}):
         other = run(mask, param=switch)
         assert torch.isfinite(other.vector).all()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stand_ins import C, TwoLayers, make_batch, make_client, make_method, message
 from tiny import make_config, make_scenario, simulate
 
-from utils_.bernoulli import divergence, entropy, mixed_logits
+from src.losses import divergence, entropy, mixed_logits
 from utils_.datasets.base import ImageDataset
 from utils_.rng import derive
 
@@ -46,7 +46,8 @@ def reference(method: Any, batch: Any, model: TwoLayers, *, round: int, share: f
 @pytest.mark.parametrize("param", [{}, {"entropy": 0.3, "sharpening": 1.5, "view_sharpening": 2}])
 @pytest.mark.parametrize("round", [0, 7, 20, 99])
 def test_the_objective_against_the_reference(round: int, param: dict) -> None:
-    method, client, model = make_method("fedlsr", **param), make_client(index=2), TwoLayers()
+    method, client, model = make_method("fedlsr", **param), make_client(), TwoLayers()
+    client.index, client.round = 2, round
     draw = derive(method.plan.seed, "mixture", 2, round)
     method.before_local(client, model, message(round))
     for step in range(3):
@@ -60,7 +61,7 @@ def test_the_objective_against_the_reference(round: int, param: dict) -> None:
 def test_every_step_site_and_round_draws_its_own_mixture() -> None:
     method, drawn = make_method("fedlsr"), set()
     for index, round in ((0, 0), (1, 0), (0, 1)):
-        client = make_client(index=index)
+        client = make_client(index=index, round=round)
         method.before_local(client, None, message(round))
         drawn |= {client.cache["draw"].beta(1, 1) for _ in range(3)}
     assert len(drawn) == 9

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from by_hand import cosine, cross_entropy, sigmoid
+from stand_ins import FakeClient
 from tiny import PARAMS, Trace, make_config, make_dataset, make_plan, make_scenario, simulate
 
 from src.config import Config
 from src.messages import Broadcast, Report, message_bytes
 from src.methods.base import parse_params
-from src.methods.fedmlp import FedMLP
+from src.methods.fedmlp import FedMLP, pool_prototypes, similarity_margin, tag
 from utils_.labels import MISSING, OBSERVED, PSEUDO, LabelState
-from utils_.prototypes import class_prototypes, pool_prototypes, similarity_margin, tag
+from utils_.prototypes import class_prototypes
 from utils_.rng import derive
 
 N, C, D, WARMUP = 30, 4, 5, 3
@@ -43,24 +45,15 @@ def make_features(seed: int = 0) -> np.ndarray:
     return derive(seed, "features").normal(0.3, 1, (N, D)).astype(np.float32)
 
 
-@dataclass
-class FakeClient:
-    """What FedMLP asks of a client; its images are logits, and its teacher's a line of them."""
-
-    labels: LabelState
-    index: int = 0
-    features: np.ndarray = field(default_factory=make_features)
-    probability: np.ndarray = field(default_factory=lambda: derive(1, "p").random((N, C)))
-    memory: dict = field(default_factory=dict)
-    cache: dict = field(default_factory=dict)
-    logs: dict = field(default_factory=dict)
-
-    def embed(self, model: Any) -> tuple[np.ndarray, np.ndarray]:
-        return self.features, self.probability
-
-    def predict_batch(self, model: Any, vector: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        assert vector is VECTOR, "the teacher is the received model"
-        return (images.detach() / 2 + 0.1).sigmoid()
+def make_site(labels: LabelState | None = None) -> FakeClient:
+    """Its images are logits, and its teacher's a line of them."""
+    features, probability = make_features(), derive(1, "p").random((N, C))
+    return FakeClient(
+        labels or LabelState(make_observed()),
+        embedded=features,
+        predicted=probability,
+        teach=lambda images: (images.detach() / 2 + 0.1).sigmoid(),
+    )
 
 
 def message(round: int, **extras: np.ndarray) -> Broadcast:
@@ -108,10 +101,6 @@ def test_the_pool_is_a_mean_by_images_over_the_sites_that_have_a_prototype() -> 
 
 
 def reference_margin(feature: np.ndarray, absent: np.ndarray, present: np.ndarray) -> float:
-    def cosine(u: np.ndarray, v: np.ndarray) -> float:
-        dot = sum(float(a) * float(b) for a, b in zip(u, v, strict=True))
-        return dot / math.sqrt(sum(float(a) ** 2 for a in u) * sum(float(b) ** 2 for b in v))
-
     return cosine(feature, absent) - cosine(feature, present)
 
 
@@ -144,15 +133,15 @@ def test_tagging_against_the_reference_round_by_round(adaptive: bool) -> None:
     method = make_method(negative_rate=0.2, positive_rate=0.35, adaptive=adaptive)
     observed = make_observed()
     observed[::2, 1] = np.nan
-    client, prototypes = FakeClient(LabelState(observed)), make_prototypes()
+    client, prototypes = make_site(LabelState(observed)), make_prototypes()
     degree = np.array([1, 0.7, 0.55, 0.9], np.float32)
     target = {cell: float(observed[cell]) for cell in zip(*np.nonzero(observed >= 0), strict=True)}
     tagged = 0
     for round in range(WARMUP, WARMUP + 4):
-        client.features, client.cache = make_features(round), {}
+        client.embedded, client.cache = make_features(round), {}
         free = np.array([[(i, c) not in target for c in range(C)] for i in range(N)])
         pace = degree if adaptive else np.ones(C)
-        tags = reference_tags(client.features, free, prototypes, (0.2 * pace, 0.35 * pace))
+        tags = reference_tags(client.embedded, free, prototypes, (0.2 * pace, 0.35 * pace))
         target |= tags
         tagged += len(tags)
         method.before_local(client, None, message(round, prototypes=prototypes, degree=degree))
@@ -198,14 +187,6 @@ def test_the_margin_of_an_image_without_features_is_zero() -> None:
 # ---- the objective
 
 
-def entropy(logit: float, target: float) -> float:
-    return max(logit, 0) - logit * target + math.log1p(math.exp(-abs(logit)))
-
-
-def sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))
-
-
 def objectives(round: int, **param: Any) -> tuple[float, float]:
     """FedMLP's loss of a batch, and the same by loops."""
     method, labels = make_method(**param), LabelState(make_observed())
@@ -213,7 +194,7 @@ def objectives(round: int, **param: Any) -> tuple[float, float]:
     tags[:9, 3] = True
     if round >= WARMUP:
         labels.correct(tags, np.arange(N)[:, None] % 2 * np.ones((1, C)))
-    client, rows = FakeClient(labels), np.array([3, 0, 7, 11, 5, 20])
+    client, rows = make_site(labels), np.array([3, 0, 7, 11, 5, 20])
     method.before_local(client, None, message(round))
     views = 2 * torch.randn(2, len(rows), C, generator=torch.Generator().manual_seed(0))
     tables = (torch.from_numpy(table[rows].copy()) for table in (labels.target, labels.weight))
@@ -238,7 +219,7 @@ def reference_loss(
         odds = (sum(given) + 0.5) / (len(given) - sum(given) + 0.5)
         if labels.weight[i, c] > 0:
             shifted = z + (math.log(odds) if adjust else 0)
-            supervised.append(entropy(shifted, float(labels.target[i, c])))
+            supervised.append(cross_entropy(shifted, float(labels.target[i, c])))
         else:
             distilled.append((sigmoid(z) - sigmoid(z / 2 + 0.1)) ** 2)
     if round < WARMUP:
@@ -257,7 +238,7 @@ def test_the_objective_against_the_reference(round: int, adjust: bool, distil: b
 
 
 def test_the_adjustment_of_a_class_without_positives_or_annotations_is_finite() -> None:
-    client = FakeClient(LabelState(make_observed()))
+    client = make_site()
     make_method(logit_adjustment=True).before_local(client, None, message(0))
     shift = client.cache["shift"].numpy()
     assert shift[1] == pytest.approx(math.log(0.5 / (N + 0.5)), abs=1e-6)
@@ -268,15 +249,15 @@ def test_the_adjustment_of_a_class_without_positives_or_annotations_is_finite() 
 
 
 def test_the_report_against_the_reference() -> None:
-    method, client = make_method(), FakeClient(LabelState(make_observed()))
+    method, client = make_method(), make_site()
     assert method.after_local(client, None, message(WARMUP - 2)) == {}
     extras = method.after_local(client, None, message(WARMUP - 1))
     np.testing.assert_allclose(
-        extras["prototypes"], reference_prototypes(client.features, make_observed()), atol=1e-6
+        extras["prototypes"], reference_prototypes(client.embedded, make_observed()), atol=1e-6
     )
     for c in range(C):
         missing = [i for i in range(N) if np.isnan(client.labels.observed[i, c])]
-        sure = [i for i in missing if not 0.3 <= client.probability[i, c] <= 0.7]
+        sure = [i for i in missing if not 0.3 <= client.predicted[i, c] <= 0.7]
         assert extras["missing"][c] == len(missing)
         assert extras["sure"][c] == len(sure)
     assert extras["sure"][3] > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,15 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_ins import FakeClient
 from tiny import make_plan
 
 from src.messages import Broadcast, Report
+from src.methods import fednml as refinement
 from src.methods.base import parse_params
-from src.methods.fednml import FedNML
-from utils_ import refinement
-from utils_.gmm import NoiseSplit
+from src.methods.fednml import FedNML, class_agreement
 from utils_.labels import CORRECTED, MISSING, OBSERVED, PSEUDO, LabelState
-from utils_.pseudo_labels import agreement_and_loss, class_agreement, class_counts, prior, snap
+from utils_.mixture import NoiseSplit
+from utils_.priors import class_counts, class_prior
+from utils_.pseudo_labels import agreement_and_loss, snap
 from utils_.rng import derive
 
 N, C, WARMUP, ROUNDS = 12, 4, 10, 100
@@ -42,26 +43,6 @@ def make_observed(seed: int = 0) -> np.ndarray:
     observed[draw.random((N, C)) < 0.3] = np.nan
     observed[:, 3] = np.nan
     return observed
-
-
-@dataclass
-class FakeClient:
-    """What FedNML asks of a client; predictions come from a table by round."""
-
-    labels: LabelState
-    hidden: np.ndarray | None = None
-    index: int = 0
-    memory: dict = field(default_factory=dict)
-    cache: dict = field(default_factory=dict)
-    logs: dict = field(default_factory=dict)
-    predicted: np.ndarray | None = None
-
-    def predict(self, model: Any) -> np.ndarray:
-        return self.predicted
-
-    def predict_batch(self, model: Any, vector: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        assert vector is VECTOR
-        return images  # the tests hand the batch teacher's answer over as images
 
 
 def message(round: int, shared: np.ndarray | None = None) -> Broadcast:
@@ -198,7 +179,7 @@ def test_the_refinement_phase_against_the_reference(
     method = make_method(published=published, hidden_label_leak=leak, inertia=0.7, confident=0.9)
     observed = make_observed()
     hidden = (derive(0, "hidden").random((N, C)) < 0.5).astype(np.float32) if leak else None
-    client = FakeClient(LabelState(observed), hidden)
+    client = FakeClient(LabelState(observed), hidden=hidden)
     reference = Reference(observed, method.params, hidden)
     for round in range(ROUNDS - 60):
         client.predicted, client.cache = predictions(round), {}
@@ -242,7 +223,7 @@ def test_the_leaked_label_fades_by_a_fifth_at_each_refresh(published: bool) -> N
     hidden = np.ones((N, C), np.float32)
     hidden[:, 0] = 0
     labels = LabelState(np.full((N, C), np.nan))
-    client = FakeClient(labels, hidden, predicted=1 - hidden)
+    client = FakeClient(labels, hidden=hidden, predicted=1 - hidden)
     golden = {1: 0.8, 2: 0.64, 3: 0.512, 4: 0.4096, 18: 0.0180}
     refreshes = 0
     for round in range(WARMUP, ROUNDS):
@@ -278,10 +259,10 @@ def make_batch(method: FedNML, *, weight: float = 0.7) -> tuple[FakeClient, Any,
     weights = (torch.rand(5, C, generator=generator) < weight).float()
     target = torch.where(weights > 0, target, 0)
     teachers = torch.rand(2, N, C, generator=generator)
-    client = FakeClient(LabelState(make_observed()))
+    client = FakeClient(LabelState(make_observed()), teach=lambda images: images)
     client.cache = {"prior": torch.tensor([0.2, 0.02, 0.5, float("nan")]), "teacher": teachers[0]}
     rows = np.array([3, 0, 7, 11, 5])
-    images = teachers[1, :5]  # see FakeClient.predict_batch
+    images = teachers[1, :5]  # the tests hand the batch teacher's answer over as images
     batch = SimpleNamespace(images=images, rows=rows, target=target, weight=weights, strong=None)
     return client, batch, logits
 
@@ -422,7 +403,7 @@ def test_counts_and_priors_by_hand() -> None:
     counts = class_counts(labels)
     assert counts["positives"].tolist() == [1.5, 0, 0]
     assert counts["annotated"].tolist() == [3, 2, 0]
-    np.testing.assert_array_equal(prior(**counts), np.float32([0.5, 0, np.nan]))
+    np.testing.assert_array_equal(class_prior(**counts), np.float32([0.5, 0, np.nan]))
 
 
 def test_the_server_s_prior_is_that_of_all_annotated_cells() -> None:
@@ -447,7 +428,7 @@ def test_the_server_s_prior_is_that_of_all_annotated_cells() -> None:
 
 
 def test_a_site_reports_counts_and_no_image() -> None:
-    client = FakeClient(LabelState(make_observed()))
+    client = FakeClient(LabelState(make_observed()), teach=lambda images: images)
     extras = make_method().after_local(client, None, message(0))
     assert {name: array.shape for name, array in extras.items()} == {
         "positives": (C,),
@@ -483,7 +464,7 @@ def test_logits_are_shifted_by_the_log_prior_odds(round: int, share: float) -> N
 
 
 def test_a_class_absent_at_all_other_sites_shifts_by_a_finite_amount() -> None:
-    client = FakeClient(LabelState(make_observed()))
+    client = FakeClient(LabelState(make_observed()), teach=lambda images: images)
     method = make_method(logit_adjustment=True)
     method.before_local(client, None, message(0, np.zeros(C, np.float32)))
     assert client.cache["shift"][3] == pytest.approx(math.log(0.001 / 0.999), abs=1e-4)
@@ -512,6 +493,6 @@ def test_pseudo_labels_are_predictions_under_the_site_s_priors() -> None:
 
 
 def test_the_published_method_adjusts_nothing() -> None:
-    client = FakeClient(LabelState(make_observed()))
+    client = FakeClient(LabelState(make_observed()), teach=lambda images: images)
     make_method(logit_adjustment=True, published=True).before_local(client, None, message(0))
     assert "shift" not in client.cache

@@ -29,9 +29,16 @@ from src.aggregation import Layout
 from src.messages import Report, message_bytes
 from src.server import Server
 from utils_ import noisy_clients
-from utils_.noisy_clients import class_losses, closeness, normalised, vote_noisy
+from utils_.noisy_clients import (
+    CLEAN,
+    NOISY,
+    NOT_HEARD,
+    class_losses,
+    closeness,
+    normalised,
+    vote_noisy,
+)
 from utils_.rng import derive, derive_seed
-from utils_.site_vote import CLEAN, NOISY, NOT_HEARD
 
 ROWS = [3, 0, 7, 11, 5]
 FLAGS = np.array([NOISY, CLEAN, NOT_HEARD], np.int8)

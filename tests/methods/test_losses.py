@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from by_hand import cross_entropy, logit, sigmoid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -30,11 +31,6 @@ SHAPE = (5, 3)
 LOGITS = arrays(np.float32, SHAPE, elements=st.floats(-20, 20, width=32))
 TARGETS = arrays(np.float32, SHAPE, elements=st.floats(0, 1, width=32))
 WEIGHTS = arrays(np.float32, SHAPE, elements=st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0]))
-
-
-def cross_entropy(logit: float, target: float) -> float:
-    """Of one cell, stable for large logits."""
-    return max(logit, 0) - logit * target + math.log1p(math.exp(-abs(logit)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -148,14 +144,6 @@ def test_a_ramp_without_length_is_full(end: int) -> None:
 
 
 # ---- losses of single cells: golden values, loops, soft targets, extremes
-
-
-def logit(probability: float) -> float:
-    return math.log(probability / (1 - probability))
-
-
-def sigmoid(z: float) -> float:
-    return 1 / (1 + math.exp(-z))
 
 
 def of_label(name: str, z: float, y: int) -> float:

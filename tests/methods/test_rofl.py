@@ -26,9 +26,8 @@ from stand_ins import (
 from tiny import make_config, make_scenario, simulate
 
 from src.messages import Report
-from utils_.centroids import judge, moved, pooled
+from src.methods.rofl import judge, likeliest, moved, pooled
 from utils_.datasets.base import ImageDataset
-from utils_.pseudo_labels import likeliest
 from utils_.rng import derive
 
 ROWS = [[3, 0, 7, 11, 5], [1, 2, 4, 6], [8, 9, 10]]

@@ -22,7 +22,7 @@ from stand_ins import (
 from tiny import make_config, make_scenario, simulate
 
 from src.messages import ANNOTATED_CELLS, Report
-from utils_.consensus import distance_weighted, draw_groups
+from src.methods.rscfed import distance_weighted, draw_groups
 from utils_.datasets.base import ImageDataset
 from utils_.rng import derive
 
@@ -65,6 +65,7 @@ def test_teacher_and_objective_against_the_reference(param: dict) -> None:
             np.testing.assert_allclose(client.asked[-1][0].numpy(), teacher, atol=1e-6)
             assert client.asked[-1][1] is batch.images, "the teacher sees the weak view"
             model.vector += torch.from_numpy(draw.normal(size=len(teacher)) / 5)
+            method.after_step(client, model, message(round))
             steps += 1
             keep = min(1 - 1 / steps, method.params.ema)
             teacher = keep * teacher + (1 - keep) * model.vector.numpy()
@@ -195,11 +196,11 @@ def test_counts_of_a_group_are_those_of_its_members() -> None:
     """So that --aggregator classwise weighs head rows by what the group has seen."""
     method = make_method("rscfed")
     group = [
-        Report(k, 10, torch.ones(6), {ANNOTATED_CELLS: np.full(C, k)}, trust=0.5) for k in (1, 3)
+        Report(k, 10, torch.ones(6), {ANNOTATED_CELLS: np.full(C, k)}, credit=0.5) for k in (1, 3)
     ]
     joined = method._as_report(make_server(method), group, 7)
     assert joined.extras[ANNOTATED_CELLS].tolist() == [4] * C
-    assert (joined.client, joined.samples, joined.trust) == (7, 1, 1)
+    assert (joined.client, joined.samples, joined.credit) == (7, 1, 1)
 
 
 def test_the_teacher_lasts_and_teaches_at_tiny_size(dataset: ImageDataset) -> None:

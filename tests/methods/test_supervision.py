@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_hand import cross_entropy, sigmoid
 
-from src.methods.base import Batch
+from src.plan import Batch
 from src.supervision import LOSSES, Loss, build_loss
 from utils_.labels import LabelState
 from utils_.rng import derive
@@ -42,14 +43,6 @@ def make_batch(site: Site, rows: np.ndarray, *, seed: int = 0) -> tuple[torch.Te
     target, weight = (torch.from_numpy(t[rows]) for t in (site.labels.target, site.labels.weight))
     batch = Batch(torch.zeros(len(rows)), None, rows, target, weight)
     return logits.float().requires_grad_(), batch
-
-
-def sigmoid(z: float) -> float:
-    return 1 / (1 + math.exp(-z))
-
-
-def entropy(z: float, t: float) -> float:
-    return -t * math.log(sigmoid(z)) - (1 - t) * math.log(1 - sigmoid(z))
 
 
 def cells_of(batch: Batch) -> list[tuple[int, int]]:
@@ -190,7 +183,7 @@ def test_elr_against_a_loop() -> None:
             remembered[cell] = one, zero
             if batch.weight[b, c] > 0:
                 penalty = math.log(1 - one * p - zero * (1 - p))
-                total += entropy(z, float(batch.target[b, c])) + 2 * penalty
+                total += cross_entropy(z, float(batch.target[b, c])) + 2 * penalty
                 count += 1
         assert loss(site, logits, batch).item() == pytest.approx(total / count, abs=1e-5)
     table = site.memory["elr_targets"]
@@ -224,7 +217,7 @@ def test_partial_bce_against_a_loop() -> None:
         known = [c for c in range(C) if batch.weight[b, c] > 0]
         if known:
             scale = -4.444444 * len(known) / C + 5.444444
-            losses = [entropy(logits[b, c].item(), float(batch.target[b, c])) for c in known]
+            losses = [cross_entropy(logits[b, c].item(), float(batch.target[b, c])) for c in known]
             total += scale / C * sum(losses)
             images += 1
     assert images > 0
@@ -244,13 +237,13 @@ def reference_large(
     if unobserved:
         suspects = [cell for cell in np.ndindex(batch.weight.shape) if batch.weight[cell] == 0]
         target |= dict.fromkeys(suspects, 0.0)
-    suspects.sort(key=lambda cell: -entropy(logits[cell].item(), 0))
+    suspects.sort(key=lambda cell: -cross_entropy(logits[cell].item(), 0))
     chosen = set(suspects[:count])
     if name == "ll_r":
         target = {cell: t for cell, t in target.items() if cell not in chosen}
     else:
         target |= dict.fromkeys(chosen, 1.0)
-    losses = [entropy(logits[cell].item(), t) for cell, t in target.items()]
+    losses = [cross_entropy(logits[cell].item(), t) for cell, t in target.items()]
     return sum(losses) / len(losses), chosen
 
 
@@ -301,7 +294,7 @@ def test_more_than_there_are_suspects_changes_them_and_nothing_else() -> None:
     logits, batch = make_batch(site, np.arange(6))
     loss = build_loss("ll_r", {"delta": 100})(site, logits, batch)
     positives = [c for c in cells_of(batch) if batch.target[c] == 1]
-    expected = np.mean([entropy(logits[c].item(), 1) for c in positives])
+    expected = np.mean([cross_entropy(logits[c].item(), 1) for c in positives])
     assert loss.item() == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -318,7 +311,7 @@ def test_flips_last_and_grow_by_one_share_a_round() -> None:
                 after = site.memory["ll_cp_flips"].copy()
             np.testing.assert_array_equal(site.memory["ll_cp_flips"], after)
         target = np.where(after, 1, site.labels.observed)
-        losses = [entropy(logits[b, c].item(), target[b, c]) for b, c in np.ndindex(N, C)]
+        losses = [cross_entropy(logits[b, c].item(), target[b, c]) for b, c in np.ndindex(N, C)]
         assert value.item() == pytest.approx(np.mean(losses), rel=1e-5)
         assert (before <= after).all()
         sizes.append(int(after.sum()))

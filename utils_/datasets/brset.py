@@ -20,7 +20,7 @@ from utils_.datasets.listing import (
 from utils_.datasets.tables import CsvTable, parse_labels, read_csv
 from utils_.errors import UserError, nearest
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 CLASSES = (
     *("diabetic_retinopathy", "macular_edema", "scar", "nevus", "amd", "vascular_occlusion"),
     *("hypertensive_retinopathy", "drusens", "hemorrhage", "retinal_detachment"),
@@ -88,7 +88,7 @@ def _with_images(table: CsvTable, images: ImageFolders) -> CsvTable:
         return table
     if len(lost) == len(names):
         raise UserError(f"{table.path}: none of its images is there")
-    LOGGER.warning("brset: left out %d rows that the release has no image for", len(lost))
+    logger.warning("brset: left out %d rows that the release has no image for", len(lost))
     kept = [row for row, name in enumerate(names) if name not in lost]
     rows, lines = [table.rows[row] for row in kept], [table.lines[row] for row in kept]
     return CsvTable(table.path, table.header, rows, lines)

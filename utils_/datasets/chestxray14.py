@@ -14,7 +14,7 @@ from utils_.datasets.listing import Listing, Options, absent, number_groups, ope
 from utils_.datasets.tables import CsvTable, read_csv, shown
 from utils_.errors import UserError, nearest
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 # The order of the NIH; FedLSM and FedMLP sort by name (--class-order alphabetical).
 CLASSES = (
     *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia"),
@@ -93,7 +93,7 @@ def _parts(data_dir: Path, table: Path, names: list[str]) -> np.ndarray:
     paths = {part: data_dir / name for part, name in LISTS.items()}
     present = [path for path in paths.values() if path.exists()]
     if not present:
-        LOGGER.warning("chestxray14: no %s; parts are cut by patient", " or ".join(LISTS.values()))
+        logger.warning("chestxray14: no %s; parts are cut by patient", " or ".join(LISTS.values()))
         return np.full(len(names), UNASSIGNED, np.uint8)
     if len(present) < len(paths):
         raise UserError(f"{data_dir}: only {present[0].name} is there; add the other list or none")

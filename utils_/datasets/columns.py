@@ -10,7 +10,7 @@ import numpy as np
 from utils_.datasets.base import TEST, VAL, ImageDataset
 from utils_.errors import UserError
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 CLASS_ORDERS = ("official", "alphabetical")
 
 
@@ -51,7 +51,7 @@ def choose_columns(
 
 def _report(dataset: ImageDataset, columns: list[int], min_positives: int) -> None:
     kept = [dataset.classes[column] for column in columns]
-    LOGGER.info(
+    logger.info(
         "%s: %d of %d classes have at least %d positive images: %s",
         *(dataset.name, len(kept), len(dataset.classes), min_positives, ", ".join(kept)),
     )

@@ -13,7 +13,7 @@ from utils_.datasets.listing import name_sites, number_groups
 from utils_.datasets.tables import read_csv
 from utils_.errors import UserError
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 
 
 def read_groups(
@@ -52,7 +52,7 @@ def report_straddling(data_dir: Path, groups: np.ndarray, part: np.ndarray) -> N
     pairs = np.unique(np.stack([groups, part.astype(np.int64)]), axis=1)
     patients = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
     if patients:
-        LOGGER.warning(
+        logger.warning(
             "%s: %d patients have images in more than one of the train, val and test files",
             data_dir,
             patients,

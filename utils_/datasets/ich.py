@@ -17,7 +17,7 @@ from utils_.datasets.listing import Listing, Options, absent, open_listing
 from utils_.datasets.tables import shown
 from utils_.errors import UserError
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 ANY = "any"  # 1 where a subtype is: no class, for it would betray hidden labels
 COLUMNS = (*CLASSES, ANY)
@@ -134,4 +134,4 @@ def _check_any(table: np.ndarray) -> None:
     known = ~np.isnan(table).any(axis=1)
     differ = int((known & (table[:, -1] != table[:, :-1].max(axis=1))).sum())
     if differ:
-        LOGGER.warning("ich: '%s' contradicts the subtypes of %d images", ANY, differ)
+        logger.warning("ich: '%s' contradicts the subtypes of %d images", ANY, differ)

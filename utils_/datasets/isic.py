@@ -20,7 +20,7 @@ from utils_.datasets.listing import (
 from utils_.datasets.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.errors import UserError, nearest
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 UNKNOWN = "UNK"
 TRUTH = "ISIC_2019_Training_GroundTruth.csv"
@@ -98,7 +98,7 @@ def _known_rows(table: CsvTable) -> CsvTable:
     if not any(known):
         raise UserError(f"{table.path}: every image is {UNKNOWN}; there is nothing to learn")
     more = f" and {len(left_out) - NAMES_SHOWN} more" if len(left_out) > NAMES_SHOWN else ""
-    LOGGER.warning(
+    logger.warning(
         "isic: left out %d images of class %s: %s%s",
         *(len(left_out), UNKNOWN, ", ".join(left_out[:NAMES_SHOWN]), more),
     )

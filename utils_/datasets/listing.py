@@ -13,7 +13,7 @@ from utils_.datasets.base import ImageDataset
 from utils_.datasets.cache.images import ImageRequest, load_images
 from utils_.errors import UserError
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 UNKNOWN_SITE = "unknown"
 
 
@@ -101,7 +101,7 @@ def report_empty_classes(name: str, classes: Sequence[str], labels: np.ndarray) 
         cls for cls, shown in zip(classes, (labels == 1).any(axis=0), strict=True) if not shown
     ]
     if empty:
-        LOGGER.warning("%s: no image shows %s; left out of the metrics", name, ", ".join(empty))
+        logger.warning("%s: no image shows %s; left out of the metrics", name, ", ".join(empty))
 
 
 def number_groups(ids: Sequence[str], *, what: str) -> np.ndarray:
@@ -116,7 +116,7 @@ def number_groups(ids: Sequence[str], *, what: str) -> np.ndarray:
     numbers = numbers.astype(np.int64)
     blank = np.flatnonzero(names == "")
     if len(blank):
-        LOGGER.warning(
+        logger.warning(
             "%d of %d images have no %s: each counts as one of its own", len(blank), len(ids), what
         )
         numbers[blank] = numbers.max() + 1 + np.arange(len(blank))
@@ -128,7 +128,7 @@ def name_sites(ids: Sequence[str]) -> np.ndarray:
     sites = np.array(ids, dtype=str)
     blank = sites == ""
     if blank.any():
-        LOGGER.warning("%d of %d images have no site: they form one", blank.sum(), len(ids))
+        logger.warning("%d of %d images have no site: they form one", blank.sum(), len(ids))
         sites = np.where(blank, UNKNOWN_SITE, sites)
     return sites
 

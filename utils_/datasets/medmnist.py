@@ -28,7 +28,7 @@ from utils_.datasets.chestxray14 import CLASSES as CHEST_CLASSES
 from utils_.datasets.listing import Options, absent
 from utils_.errors import UserError
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 FORMAT = 1  # to be raised whenever the same file gives other pixels
 SIZES = (28, 64, 128, 224)
 PACKAGE_FOLDER = ".medmnist"  # where the package keeps its files, below the home folder
@@ -164,7 +164,7 @@ def find_file(name: str, data_dir: Path, *, image_size: int) -> Path:
         for folder in folders:
             if (path := folder / file_name(name, size)).is_file():
                 if size < image_size:
-                    LOGGER.info("%s: images of %d pixels are enlarged", path, size)
+                    logger.info("%s: images of %d pixels are enlarged", path, size)
                 return path
     raise absent(
         name,

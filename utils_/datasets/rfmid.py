@@ -13,7 +13,7 @@ from utils_.datasets.listing import Listing, Options, absent, open_listing
 from utils_.datasets.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.errors import UserError, nearest
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 CLASSES = (
     *("DR", "ARMD", "MH", "DN", "MYA", "BRVO", "TSLN", "ERM", "LS", "MS", "CSR", "ODC", "CRVO"),
     *("TV", "AH", "ODP", "ODE", "ST", "AION", "PT", "RT", "RS", "CRS", "EDN", "RPEC", "MHL", "RP"),
@@ -98,4 +98,4 @@ def _check_risk(tables: dict[int, CsvTable], labels: np.ndarray) -> None:
     known = ~np.isnan(risk) & ~np.isnan(labels).any(axis=1)
     differ = int((known & (risk != (labels == 1).any(axis=1))).sum())
     if differ:
-        LOGGER.warning("rfmid: %s contradicts the diseases of %d images", RISK, differ)
+        logger.warning("rfmid: %s contradicts the diseases of %d images", RISK, differ)

@@ -20,7 +20,7 @@ import numpy as np
 from utils_.errors import UserError
 from utils_.files import write_text
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 BLOCK_BYTES = 16 * 2**20
 DAY = 86400
 
@@ -38,7 +38,7 @@ def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             raise ValueError(f"shape {images.shape} of {images.dtype}")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         if path.exists():
-            LOGGER.warning("%s is damaged (%s): building it again", path, error)
+            logger.warning("%s is damaged (%s): building it again", path, error)
         return None
     return images
 

@@ -25,7 +25,7 @@ from utils_.datasets.cache.decode import Decoded, content_digest, decode_files, 
 from utils_.datasets.cache.index import CacheIndex, Signature, signature
 from utils_.errors import UserError
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 FORMAT = 1  # to be raised whenever the same file gives other pixels
 SMALL_BYTES = 4 * 2**20  # this much is decoded before a reader process has started
 NAMES_SHOWN = 10
@@ -148,7 +148,7 @@ def _build(
         path = request.cache_dir / f"{key}.npy"
         publish(temporary, path)
     _remember(request, index, key, signatures, digests, problems)
-    LOGGER.info("decoded %d images in %.1f s: %s", len(rows), time.perf_counter() - begin, path)
+    logger.info("decoded %d images in %.1f s: %s", len(rows), time.perf_counter() - begin, path)
     return CachedImages(np.load(path, mmap_mode="r"), rows, key)
 
 
@@ -188,7 +188,7 @@ def _judge(request: ImageRequest, problems: dict[int, str]) -> np.ndarray:
         return rows
     named = [f"{request.files[row]} ({problems[row]})" for row in sorted(problems)]
     if request.skip_bad_images and len(rows):
-        LOGGER.warning("left out %d of %d images: %s", len(named), total, ", ".join(named))
+        logger.warning("left out %d of %d images: %s", len(named), total, ", ".join(named))
         return rows
     more = f" and {len(named) - NAMES_SHOWN} more" if len(named) > NAMES_SHOWN else ""
     advice = "replace them" if request.skip_bad_images else "replace them or add --skip-bad-images"
@@ -217,7 +217,7 @@ def _remember(
     try:
         index.save()
     except OSError as error:  # a cache folder shared read-only is fine, only a little slower
-        LOGGER.info("%s: the index cannot be written (%s)", request.cache_dir, error.strerror)
+        logger.info("%s: the index cannot be written (%s)", request.cache_dir, error.strerror)
 
 
 def _decode(

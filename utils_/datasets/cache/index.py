@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utils_.files import write_text
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 FORMAT = 1
 
 Signature = tuple[int, int, int]
@@ -85,7 +85,7 @@ class CacheIndex:
         self._caches[request] = key
         self._changed = True
         if old and old not in self._caches.values():
-            LOGGER.warning("images in %s have changed: the cache is new", self._cache_dir)
+            logger.warning("images in %s have changed: the cache is new", self._cache_dir)
             for suffix in (".npy", ".json"):
                 with suppress(OSError):  # somebody else may be using or have removed it
                     (self._cache_dir / f"{old}{suffix}").unlink()
@@ -114,5 +114,5 @@ class CacheIndex:
         except FileNotFoundError:
             return {}, set(), {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            LOGGER.warning("%s is damaged (%s): images are read again", self._path, error)
+            logger.warning("%s is damaged (%s): images are read again", self._path, error)
             return {}, set(), {}

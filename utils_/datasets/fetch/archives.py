@@ -30,7 +30,7 @@ _DAMAGED = (
 
 
 @dataclass(frozen=True)
-class Rule:
+class Pick:
     """Which files of an archive are wanted, and where they go.
 
     Attributes:
@@ -48,7 +48,7 @@ class Rule:
 def extract(
     path: Path,
     folder: Path,
-    rules: Sequence[Rule],
+    rules: Sequence[Pick],
     *,
     progress: Callable[[int], object] = lambda files: None,
 ) -> list[str]:
@@ -86,7 +86,7 @@ def extract(
 def take(
     path: Path,
     folder: Path,
-    rules: Sequence[Rule],
+    rules: Sequence[Pick],
     *,
     progress: Callable[[int], object] = lambda files: None,
 ) -> list[str]:
@@ -139,7 +139,7 @@ class _Archive:
             if item.isfile():
                 yield _Member(item.name, item.size, None, partial(self._file.extractfile, item))
 
-    def lacking(self, folder: Path, rules: Sequence[Rule]) -> int:
+    def lacking(self, folder: Path, rules: Sequence[Pick]) -> int:
         """Bytes of the wanted files that are not there yet; of a .tar, unknown before, 0."""
         if not isinstance(self._file, zipfile.ZipFile):
             return 0
@@ -177,7 +177,7 @@ def _opened(path: Path) -> Iterator[_Archive]:
 
 
 def _extract(
-    archive: _Archive, folder: Path, rules: Sequence[Rule], progress: Callable[[int], object]
+    archive: _Archive, folder: Path, rules: Sequence[Pick], progress: Callable[[int], object]
 ) -> Iterator[str]:
     seen: dict[str, str] = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _extract(
 
 
 def _extract_inner(
-    member: _Member, folder: Path, rules: Sequence[Rule], progress: Callable[[int], object]
+    member: _Member, folder: Path, rules: Sequence[Pick], progress: Callable[[int], object]
 ) -> Iterator[str]:
     """Unpack an archive inside an archive by way of a file: it has to be read back and forth."""
     _check_space(folder, member.size)
@@ -210,7 +210,7 @@ def _extract_inner(
         yield from extract(Path(copy.name), folder, rules, progress=progress)
 
 
-def _target(name: str, rules: Sequence[Rule]) -> tuple[Rule, str] | None:
+def _target(name: str, rules: Sequence[Pick]) -> tuple[Pick, str] | None:
     """Return the rule for a file and where it goes."""
     base = name.rpartition("/")[2]
     if base.startswith("._") or "__MACOSX/" in name:  # what macOS adds to archives
@@ -221,7 +221,7 @@ def _target(name: str, rules: Sequence[Rule]) -> tuple[Rule, str] | None:
     return None
 
 
-def _write(member: _Member, path: Path, rule: Rule) -> bool:
+def _write(member: _Member, path: Path, rule: Pick) -> bool:
     """Write one file; False if its conversion leaves it out."""
     if _is_there(member, path, rule):
         return True
@@ -244,7 +244,7 @@ def _write(member: _Member, path: Path, rule: Rule) -> bool:
         temporary.unlink(missing_ok=True)
 
 
-def _is_there(member: _Member, path: Path, rule: Rule) -> bool:
+def _is_there(member: _Member, path: Path, rule: Pick) -> bool:
     if not path.is_file():
         return False
     if rule.convert:

@@ -13,7 +13,7 @@ import numpy as np
 from utils_.errors import UserError
 from utils_.files import atomic_path
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 # Level and width in Hounsfield units: brain, subdural and bone, as red, green and blue.
 WINDOWS = ((40, 80), (80, 200), (600, 2800))
 
@@ -43,7 +43,7 @@ class IchConverter:
             slope, intercept = float(slice_.RescaleSlope), float(slice_.RescaleIntercept)
             patient = str(slice_.PatientID)
         except Exception as error:  # decoders raise nearly anything; all of it is reported
-            LOGGER.warning("%s: left out, not a readable DICOM slice (%s)", name, error)
+            logger.warning("%s: left out, not a readable DICOM slice (%s)", name, error)
             return None
         buffer = io.BytesIO()
         Image.fromarray(window(raw.astype(np.float32) * slope + intercept)).save(buffer, "PNG")

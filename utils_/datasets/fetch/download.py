@@ -19,7 +19,7 @@ from pathlib import Path
 from utils_.errors import UserError
 from utils_.files import write_text
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 BLOCK_BYTES = 2**20
 SPARE_BYTES = 100 * 2**20  # is left free on the disk
 ATTEMPTS = 5  # in a row without a single new byte
@@ -123,15 +123,15 @@ def fetch(
     """
     target, partial = folder / source.name, _Partial(source, folder)
     if target.exists():
-        if (problem := problem_of(target, source)) is None:
+        if (problem := mismatch_of(target, source)) is None:
             return target
-        LOGGER.warning("%s: %s; downloading it again", target, problem)
+        logger.warning("%s: %s; downloading it again", target, problem)
         target.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for resumed in (partial.bytes > 0, False):
             _complete(partial, progress, timeout=timeout, pause=pause)
-            problem = problem_of(partial.path, source)
+            problem = mismatch_of(partial.path, source)
             if problem is None:
                 partial.path.replace(target)
                 partial.note.unlink(missing_ok=True)
@@ -147,7 +147,7 @@ def fetch(
     raise UserError(f"{source.url}: {problem}; try again, or fetch it by hand and use --from-zip")
 
 
-def problem_of(path: Path, source: Source) -> str | None:
+def mismatch_of(path: Path, source: Source) -> str | None:
     """Return what is wrong with a file's length or checksum, None if nothing is."""
     size = path.stat().st_size
     if source.size is not None and size != source.size:
@@ -184,7 +184,7 @@ def _complete(
         except _NothingLeftError:
             return None
         except _StaleError as error:
-            LOGGER.info("%s: %s; beginning anew", partial.source.name, error)
+            logger.info("%s: %s; beginning anew", partial.source.name, error)
             partial.remove()
             reason = str(error)
         except _BrokenOffError as error:
@@ -195,7 +195,7 @@ def _complete(
                 f"{partial.source.url}: broke off at {partial.bytes:,} bytes ({reason}), "
                 f"{ATTEMPTS} times in a row; run the same command again to go on from there"
             )
-        LOGGER.info("%s: %s; trying again", partial.source.name, reason)
+        logger.info("%s: %s; trying again", partial.source.name, reason)
         time.sleep(pause * 2 ** max(0, failures - 1))
 
 

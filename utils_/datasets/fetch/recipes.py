@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils_.datasets.fetch.archives import Rule
+from utils_.datasets.fetch.archives import Pick
 from utils_.datasets.fetch.dicom import IchConverter
 from utils_.datasets.fetch.download import Source
 from utils_.datasets.medmnist import SETS, SIZES, file_name
@@ -21,8 +21,8 @@ from utils_.files import atomic_path
 ISIC_URL = "https://isic-challenge-data.s3.amazonaws.com/"
 IMAGE = r"([^/]+\.(?:png|jpe?g|tiff?|bmp))"
 CSV_LAYOUT = (
-    Rule(r"((?:train|val|test)_data|groups)\.csv", r"\1.csv"),
-    Rule(rf"images/(?:images/)?{IMAGE}", r"images/\1"),
+    Pick(r"((?:train|val|test)_data|groups)\.csv", r"\1.csv"),
+    Pick(rf"images/(?:images/)?{IMAGE}", r"images/\1"),
 )
 PACKAGE = "MedMNIST needs its package for the addresses and checksums: pip install medmnist"
 
@@ -42,7 +42,7 @@ class Recipe:
 
     licence: str
     steps: tuple[str, ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[Pick, ...]
     sources: tuple[Source, ...] = ()
     finish: Callable[[Path], None] = lambda folder: None
 
@@ -86,7 +86,7 @@ def _medmnist(name: str, size: int) -> Recipe:
         f"open https://medmnist.com, download {file} and put it into data/medmnist/",
     )
     licence = "CC BY-NC 4.0" if name == "dermamnist" else "CC BY 4.0"
-    return Recipe(licence, steps, (Rule(file.replace(".", r"\."), file),), sources)
+    return Recipe(licence, steps, (Pick(file.replace(".", r"\."), file),), sources)
 
 
 def _ich(data_dir: Path) -> Recipe:
@@ -99,8 +99,8 @@ def _ich(data_dir: Path) -> Recipe:
             "pip install pydicom",
         ),
         rules=(
-            Rule(r"(stage_[12]_train)\.csv", r"\1.csv"),
-            Rule(r"stage_[12]_train(?:_images)?/(ID_[0-9a-z]+)\.dcm", r"images/\1.png", converter),
+            Pick(r"(stage_[12]_train)\.csv", r"\1.csv"),
+            Pick(r"stage_[12]_train(?:_images)?/(ID_[0-9a-z]+)\.dcm", r"images/\1.png", converter),
         ),
         finish=converter.write_groups,
     )
@@ -167,11 +167,11 @@ RECIPES: dict[str, Recipe] = {
         licence="CC BY-NC 4.0",
         steps=("take the three training files of https://challenge.isic-archive.com/data/#2019",),
         rules=(
-            Rule(
+            Pick(
                 r"(ISIC_2019_Training_(?:GroundTruth|Metadata))\.csv",
                 r"\1.csv",
             ),
-            Rule(r"ISIC_2019_Training_Input/([^/]+\.jpg)", r"ISIC_2019_Training_Input/\1"),
+            Pick(r"ISIC_2019_Training_Input/([^/]+\.jpg)", r"ISIC_2019_Training_Input/\1"),
         ),
         sources=(
             Source(
@@ -195,12 +195,12 @@ RECIPES: dict[str, Recipe] = {
             "download HAM10000_metadata and both HAM10000_images_part archives",
         ),
         rules=(
-            Rule(r"HAM10000_metadata(?:\.csv)?", "HAM10000_metadata.csv"),
-            Rule(r"HAM10000_images_part_[12]/(ISIC_[0-9]+\.jpg)", r"images/\1"),
-            Rule(r"ISIC2018_Task3_Training_Input/(ISIC_[0-9]+\.jpg)", r"images/\1"),
-            Rule(r"ISIC2018_Task3_Training_GroundTruth\.csv", ".isic2018/truth.csv"),
-            Rule(r"ISIC2018_Task3_Training_LesionGroupings\.csv", ".isic2018/lesions.csv"),
-            Rule(r"(ISIC_[0-9]{7}\.jpg)", r"images/\1"),
+            Pick(r"HAM10000_metadata(?:\.csv)?", "HAM10000_metadata.csv"),
+            Pick(r"HAM10000_images_part_[12]/(ISIC_[0-9]+\.jpg)", r"images/\1"),
+            Pick(r"ISIC2018_Task3_Training_Input/(ISIC_[0-9]+\.jpg)", r"images/\1"),
+            Pick(r"ISIC2018_Task3_Training_GroundTruth\.csv", ".isic2018/truth.csv"),
+            Pick(r"ISIC2018_Task3_Training_LesionGroupings\.csv", ".isic2018/lesions.csv"),
+            Pick(r"(ISIC_[0-9]{7}\.jpg)", r"images/\1"),
         ),
         sources=tuple(
             Source(f"{ISIC_URL}2018/{file}", file)
@@ -220,13 +220,13 @@ RECIPES: dict[str, Recipe] = {
             "download the training, evaluation and test archives",
         ),
         rules=(
-            Rule(
+            Pick(
                 r"(?:[abc]\. ?)?RFMiD_(Training|Validation|Testing)_Labels?\.csv",
                 r"RFMiD_\1_Labels.csv",
             ),
-            Rule(rf"(?:Training|a\. Training Set)/{IMAGE}", r"train/\1"),
-            Rule(rf"(?:Validation|b\. Validation Set)/{IMAGE}", r"val/\1"),
-            Rule(rf"(?:Test|c\. Testing Set)/{IMAGE}", r"test/\1"),
+            Pick(rf"(?:Training|a\. Training Set)/{IMAGE}", r"train/\1"),
+            Pick(rf"(?:Validation|b\. Validation Set)/{IMAGE}", r"val/\1"),
+            Pick(rf"(?:Test|c\. Testing Set)/{IMAGE}", r"test/\1"),
         ),
     ),
     "brset": Recipe(
@@ -237,8 +237,8 @@ RECIPES: dict[str, Recipe] = {
             "download the .zip file there (or wget -r with your name and password)",
         ),
         rules=(
-            Rule(r"labels(?:_brset)?\.csv", "labels_brset.csv"),
-            Rule(r"fundus_photos/(img[0-9]+\.jpg)", r"fundus_photos/\1"),
+            Pick(r"labels(?:_brset)?\.csv", "labels_brset.csv"),
+            Pick(r"fundus_photos/(img[0-9]+\.jpg)", r"fundus_photos/\1"),
         ),
     ),
     "chestxray14": Recipe(
@@ -249,9 +249,9 @@ RECIPES: dict[str, Recipe] = {
             "Data_Entry_2017_v2020.csv, train_val_list.txt and test_list.txt",
         ),
         rules=(
-            Rule(r"(Data_Entry_2017(?:_v2020)?\.csv)", r"\1"),
-            Rule(r"((?:train_val|test)_list\.txt)", r"\1"),
-            Rule(r"([0-9]{8}_[0-9]{3}\.png)", r"images/\1"),
+            Pick(r"(Data_Entry_2017(?:_v2020)?\.csv)", r"\1"),
+            Pick(r"((?:train_val|test)_list\.txt)", r"\1"),
+            Pick(r"([0-9]{8}_[0-9]{3}\.png)", r"images/\1"),
         ),
     ),
 }

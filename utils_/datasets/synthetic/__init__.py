@@ -18,7 +18,7 @@ from utils_.errors import UserError
 from utils_.files import atomic_path
 from utils_.rng import derive
 
-LOGGER = logging.getLogger("fednml")
+logger = logging.getLogger("fednml")
 VERSION = 2  # to be raised whenever the same seed gives other labels or pixels
 CACHE = Path(__file__).resolve().parents[3] / "data" / "synthetic" / ".cache"
 CHECKSUM_BYTES = 4
@@ -108,7 +108,7 @@ def _sizes(train_images: int | None, test_images: int | None) -> tuple[int, ...]
     return tuple(size if given is None else given for given, size in zip(asked, SIZES, strict=True))
 
 
-def class_counts(part: int, images: int) -> np.ndarray:
+def positives_by_class(part: int, images: int) -> np.ndarray:
     """Return (20,) int: the images of each class among so many of the train (0) or test (1) part.
 
     At least one of each. They leave no image without a class: NORMAL takes what the others cannot.
@@ -126,7 +126,7 @@ def _draw_labels(data_seed: int, part: int, images: int) -> np.ndarray:
     Every abnormal image gets one finding; those left over join images with likely partners.
     """
     rng = derive(data_seed, "synthetic", PARTS[part], "labels")
-    counts = class_counts(part, images)
+    counts = positives_by_class(part, images)
     labels = np.zeros((images, len(CLASSES)), np.float32)
     order = rng.permutation(images)
     normal, abnormal = np.split(order, [counts[NORMAL]])
@@ -172,7 +172,7 @@ def _cached(
         )
         _write(path, shape, _shown(drawn, total=shape[0], quiet=quiet))
         seconds = time.perf_counter() - begin
-        LOGGER.info("drew %d synthetic images in %.1f s: %s", shape[0], seconds, path)
+        logger.info("drew %d synthetic images in %.1f s: %s", shape[0], seconds, path)
         images = np.load(path, mmap_mode="r")
     return images
 
@@ -200,7 +200,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             raise ValueError("wrong shape or checksum")
     except (OSError, ValueError, EOFError) as error:
         if path.exists():
-            LOGGER.warning("%s is damaged (%s): drawing it again", path, error)
+            logger.warning("%s is damaged (%s): drawing it again", path, error)
         return None
     return images
 
