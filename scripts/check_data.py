@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +24,7 @@ import numpy as np
 from scripts.contact_sheet import choose, draw
 from src.command_line import parse_command_line
 from src.config import Config, resolve
+from src.job import load_dataset
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
 from utils_.datasets.cache.decode import decode
@@ -36,7 +37,6 @@ from utils_.datasets.doctor import (
     part_counts,
 )
 from utils_.datasets.listing import AbsentData
-from utils_.environment import processor_count
 from utils_.errors import UserError
 from utils_.scenario import ScenarioSettings, build_scenario
 
@@ -96,15 +96,16 @@ def load(config: Config, *, quiet: bool) -> tuple[ImageDataset | None, list[Find
     Raises:
         UserError: the data are not there, the cache cannot be written, or no class is left.
     """
+    every_class = replace(config, skip_bad_images=True, min_positives=0, class_order="official")
     try:
         with _notes() as notes:
-            listed = _load(config, labels_only=True, quiet=quiet)
+            listed = load_dataset(every_class, labels_only=True, quiet=quiet)
     except AbsentData:
         raise
     except UserError as error:
         return None, [Finding(True, str(error))]
     with _notes():
-        dataset = _load(config, labels_only=False, quiet=quiet)
+        dataset = load_dataset(every_class, quiet=quiet)
     findings = [Finding(False, note) for note in notes]
     unread = sorted(set(listed.files) - set(dataset.files))
     if unread:
@@ -114,23 +115,6 @@ def load(config: Config, *, quiet: bool) -> tuple[ImageDataset | None, list[Find
         dataset, min_positives=config.min_positives, class_order=config.class_order
     )
     return dataset, findings
-
-
-def _load(config: Config, *, labels_only: bool, quiet: bool) -> ImageDataset:
-    return datasets.load(
-        config.dataset,
-        data_dir=Path(config.data_dir) if config.data_dir else None,
-        image_size=config.image_size,
-        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
-        fit=config.fit,
-        skip_bad_images=True,
-        data_seed=config.data_seed,
-        train_images=config.train_images,
-        test_images=config.test_images,
-        workers=processor_count(),
-        quiet=quiet,
-        labels_only=labels_only,
-    )
 
 
 @contextmanager
@@ -177,10 +161,7 @@ def describe_clients(dataset: ImageDataset, config: Config) -> None:
     Raises:
         UserError: the data cannot be split so.
     """
-    settings = {field.name: getattr(config, field.name) for field in fields(ScenarioSettings)}
-    if settings.get("split_file"):
-        settings["split_file"] = Path(settings["split_file"])
-    scenario = build_scenario(dataset, folder=None, **settings)
+    scenario = build_scenario(dataset, config.part(ScenarioSettings), folder=None)
     counts = np.bincount(scenario.client[scenario.client >= 0]).tolist()
     print(f"prevalence at {len(counts)} clients ({config.split}), images: {counts}")
     table = client_prevalence(dataset, scenario.client)

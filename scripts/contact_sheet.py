@@ -10,6 +10,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+from src.config import Config
+from src.job import load_dataset
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
 from utils_.errors import UserError
@@ -32,14 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the sheet; return 0, or 2 with one line on stderr."""
     options = parse(arguments)
     try:
-        dataset = datasets.load(
-            options.dataset,
-            data_dir=options.data_dir,
-            image_size=options.image_size,
-            cache_dir=options.cache_dir,
-            data_seed=options.data_seed,
-            train_images=options.train_images,
-        )
+        names = ("dataset", "data_dir", "image_size", "cache_dir", "data_seed", "train_images")
+        given = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+        dataset = load_dataset(replace(Config(), **given), quiet=False)
         rows = choose(dataset.labels, options.rows * options.columns, seed=options.seed)
         draw(dataset, rows, columns=options.columns, path=options.output)
     except (UserError, OSError) as error:
@@ -62,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", default="synthetic", help=", ".join(datasets.DATASETS))
     parser.add_argument("--data-dir", type=Path, help="its folder (default data/<dataset>)")
     parser.add_argument("--cache-dir", type=Path, help="where decoded images are kept")
-    parser.add_argument("--data-seed", type=int, default=1, help="seed of synthetic")
+    parser.add_argument("--data-seed", type=int, help="seed of synthetic")
     parser.add_argument("--train-images", type=positive, help="training images of synthetic")
     parser.add_argument("--image-size", type=positive, default=160, help="edge in pixels")
     parser.add_argument("--rows", type=positive, default=4)

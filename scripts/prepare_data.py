@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm
 
+from src.config import Config
+from src.job import load_dataset
 from utils_ import datasets
 from utils_.datasets.fetch.archives import take
 from utils_.datasets.fetch.download import digest, fetch
@@ -182,7 +185,8 @@ def _verify_medmnist(name: str, folder: Path, size: int) -> str:
     path = folder / datasets.medmnist.file_name(name, size)
     if not path.is_file():
         raise UserError(f"{path} is absent; fetch it, or give it with --from-zip")
-    data = datasets.load(name, data_dir=folder, image_size=size, labels_only=True)
+    config = replace(Config(), dataset=name, data_dir=str(folder), image_size=size)
+    data = load_dataset(config, quiet=True, labels_only=True)
     return f"{name}: {len(data.files):,} images, {len(data.classes)} classes in {path}"
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -28,6 +28,7 @@ from utils_.noise import CLIENT_RATES, NOISE_TYPES
 from utils_.priors import CLASS_WEIGHTS
 from utils_.splits import SPLITS
 
+Part = TypeVar("Part")
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
@@ -156,10 +157,19 @@ class Config:
     save_dir: str = option("save", "folder of runs and splits", result=False)
     name: str | None = option(None, "name of the run's folder", parse=str, result=False)
 
+    def part(self, kind: type[Part], **rest: Any) -> Part:
+        """The settings that the fields of a dataclass name, as an instance of it.
+
+        Args:
+            kind: the dataclass.
+            rest: its fields that are no settings, or have other values.
+        """
+        own = {f.name: getattr(self, f.name) for f in fields(kind) if f.name not in rest}
+        return kind(**own, **rest)
+
     def plan(self, classes: int) -> Plan:
         """The part of the settings that every method sees."""
-        shared = {f.name: getattr(self, f.name) for f in fields(Plan) if f.name != "classes"}
-        return Plan(classes=classes, **shared)
+        return self.part(Plan, classes=classes)
 
     def canonical_hash(self) -> str:
         """Ten hex digits over everything that may change a result."""

@@ -27,11 +27,18 @@ from src.results import final_table
 from src.simulation import Simulation, build_model
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
+from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError
 from utils_.files import atomic_path, write_json, write_text
 from utils_.runlog import RunLog, parameter_table
-from utils_.scenario import Scenario, assignment_table, build_scenario, client_table
+from utils_.scenario import (
+    Scenario,
+    ScenarioSettings,
+    assignment_table,
+    build_scenario,
+    client_table,
+)
 
 # On resume these may change, because no result depends on them.
 MAY_CHANGE = {"device", "workers", "checkpoint_every", "cache_dir"}
@@ -46,7 +53,7 @@ def show(settings: dict[str, Any]) -> str:
     """Resolved settings, client table and estimated bytes; trains and writes nothing."""
     config = resolve(settings)
     with held_log():
-        dataset = _load_dataset(config, quiet=True, labels_only=True)
+        dataset = load_dataset(config, quiet=True, labels_only=True)
         model = build_model(config, classes=len(dataset.classes))
         scenario = _build_scenario(config, dataset, folder=None)
     facts = {
@@ -106,7 +113,7 @@ def _prepare(
     ``begun`` is the folder of a run to go on with, which must have had the same data.
     """
     model = _rehearse(config)
-    dataset = _load_dataset(config, quiet=quiet)
+    dataset = load_dataset(config, quiet=quiet)
     if begun:
         unsaved = _build_scenario(config, dataset, folder=None)
         _check_same(begun, _identity(config, unsaved))
@@ -119,7 +126,7 @@ def _rehearse(config: Config) -> FlatModel:
     save_dir = Path(config.save_dir)
     for folder in (save_dir / "splits", save_dir / "runs"):
         _check_writable(folder)
-    dataset = _load_dataset(config, quiet=True, labels_only=True)
+    dataset = load_dataset(config, quiet=True, labels_only=True)
     model = build_model(config, classes=len(dataset.classes))
     needed = _estimated_bytes(config, dataset, model)["disk space"]
     free = shutil.disk_usage(_existing_parent(save_dir)).free
@@ -158,46 +165,21 @@ def _read_result(folder: Path) -> str:
         raise UserError(f"{path}: absent or damaged; choose another --name to run anew") from error
 
 
-def _load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> ImageDataset:
-    return datasets.load(
-        config.dataset,
-        data_dir=Path(config.data_dir) if config.data_dir else None,
-        image_size=config.image_size,
-        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
-        fit=config.fit,
-        skip_bad_images=config.skip_bad_images,
-        data_seed=config.data_seed,
-        train_images=config.train_images,
-        test_images=config.test_images,
+def load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> ImageDataset:
+    """The data set of a run; see :func:`utils_.datasets.load` for what is raised."""
+    places = {name: getattr(config, name) for name in ("data_dir", "cache_dir")}
+    options = config.part(
+        DataOptions,
+        **{name: Path(place) if place else None for name, place in places.items()},
         workers=processor_count(),
         quiet=quiet,
         labels_only=labels_only,
-        min_positives=config.min_positives,
-        class_order=config.class_order,
     )
+    return datasets.load(config.dataset, options)
 
 
 def _build_scenario(config: Config, dataset: ImageDataset, *, folder: Path | None) -> Scenario:
-    return build_scenario(
-        dataset,
-        clients=config.clients,
-        split=config.split,
-        split_file=Path(config.split_file) if config.split_file else None,
-        alpha=config.alpha,
-        shards=config.shards,
-        phi=config.phi,
-        noise=config.noise,
-        noise_type=config.noise_type,
-        noise_clients=config.noise_clients,
-        noise_low=config.noise_low,
-        noisy_share=config.noisy_share,
-        missing=config.missing,
-        missing_type=config.missing_type,
-        val_share=config.val_share,
-        test_share=config.test_share,
-        data_seed=config.data_seed,
-        folder=folder,
-    )
+    return build_scenario(dataset, config.part(ScenarioSettings), folder=folder)
 
 
 def _run_folder(config: Config) -> Path:
@@ -230,7 +212,7 @@ def _check_writable(folder: Path) -> None:
 def _estimated_bytes(config: Config, dataset: ImageDataset, model: FlatModel) -> dict[str, int]:
     """Bytes over the wire for models (extras come on top), and on disk."""
     vector = model.vector.numel() * model.vector.element_size()
-    selected = max(1, int(config.fraction * config.clients))
+    selected = config.plan(len(dataset.classes)).clients_per_round
     labels = dataset.labels.size * 9  # target, weight and status of every cell
     wire = vector * selected * config.rounds * method_class(config.method).exchange
     # Two checkpoints stand side by side for a moment, each with two vectors; then the two model

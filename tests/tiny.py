@@ -23,7 +23,9 @@ from src.config import Config, resolve
 from src.messages import Broadcast, Report
 from src.plan import Plan
 from src.simulation import Simulation, build_model
+from utils_ import datasets
 from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
+from utils_.datasets.listing import DataOptions
 from utils_.rng import derive
 from utils_.scenario import Scenario
 
@@ -135,6 +137,13 @@ def make_config(method: str = "fedavg", **settings: Any) -> Config:
     param = PARAMS.get(method, {}) | ({switch: True} if switch else {})
     settings["param"] = param | settings.get("param", {})
     return resolve(SETTINGS | {"method": method} | settings)
+
+
+def load(name: str, **settings: Any) -> ImageDataset:
+    """A data set with the defaults of the main job; nothing checks the settings but the loader."""
+    practical = {"workers": 1, "quiet": False, "labels_only": False}
+    options = {key: settings.pop(key, value) for key, value in practical.items()}
+    return datasets.load(name, replace(Config(), **settings).part(DataOptions, **options))
 
 
 def make_plan(**settings: Any) -> Plan:

@@ -11,7 +11,7 @@ import json
 import logging
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from utils_.errors import UserError
 from utils_.files import atomic_path
 from utils_.missing import visible_cells
 from utils_.noise import add_noise, client_rates
-from utils_.splits import assign_clients, cut_parts
+from utils_.splits import Deal, assign_clients, cut_parts
 from utils_.splits.file import read_split
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioSettings:
-    """What a scenario is asked to be.
+    """What a scenario is asked to be; settings of the same names have the defaults.
 
     Attributes:
         clients: K, at least 1.
@@ -109,36 +109,35 @@ class ScenarioSettings:
     val_share: float
     test_share: float
     data_seed: int
-    split_file: Path | None = None
-    alpha: float = 0.5
-    shards: int = 2
-    phi: float = 0.7
-    noise_clients: str = "same"
-    noise_low: float = 0.0
-    noisy_share: float = 0.6
+    split_file: Path | str | None
+    alpha: float
+    shards: int
+    phi: float
+    noise_clients: str
+    noise_low: float
+    noisy_share: float
 
 
 def build_scenario(
-    dataset: ImageDataset, *, folder: Path | None, **settings: float | int | str | Path | None
+    dataset: ImageDataset, settings: ScenarioSettings, *, folder: Path | None
 ) -> Scenario:
     """Return the scenario of these settings: from ``folder`` if it is there, else built and saved.
 
     Args:
         dataset: images and labels; only ``instance`` noise reads the pixels, where they are known.
+        settings: what it is asked to be.
         folder: where ``<key>.npz`` is kept; None reads and writes nothing.
-        settings: the fields of :class:`ScenarioSettings`.
 
     Raises:
         UserError: a setting is out of range or does not fit the dataset, or a file cannot be read
             or written.
     """
-    wanted = ScenarioSettings(**settings)
-    given = _given_split(dataset, wanted)
-    key = _key(dataset, wanted, given)
+    given = _given_split(dataset, settings)
+    key = _key(dataset, settings, given)
     path = None if folder is None else Path(folder) / f"{key}.npz"
     scenario = None if path is None else _load(path, key, shape=dataset.labels.shape)
     if scenario is None:
-        scenario = _build(dataset, wanted, given, key=key)
+        scenario = _build(dataset, settings, given, key=key)
         if path is not None:
             _save(path, scenario)
     _report_unannotated(scenario, dataset.classes)
@@ -204,7 +203,7 @@ def _given_split(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt | Non
     if wanted.split_file is None:
         raise UserError("--split file: give the file as --split-file FILE")
     return read_split(
-        wanted.split_file, dataset.files, dataset.groups, dataset.part, clients=wanted.clients
+        Path(wanted.split_file), dataset.files, dataset.groups, dataset.part, clients=wanted.clients
     )
 
 
@@ -216,9 +215,11 @@ def _deal(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt:
         test_share=wanted.test_share,
         data_seed=wanted.data_seed,
     )
-    chosen = {name: getattr(wanted, name) for name in ("split", "clients", "data_seed")}
-    chosen |= {name: getattr(wanted, name) for name in ("alpha", "shards", "phi")}
-    return part, assign_clients(part, dataset.groups, dataset.labels, dataset.sites, **chosen)
+    deal = Deal(**{field.name: getattr(wanted, field.name) for field in fields(Deal)})
+    client = assign_clients(
+        part, dataset.groups, dataset.labels, dataset.sites, split=wanted.split, deal=deal
+    )
+    return part, client
 
 
 def _build(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import ROOT, SHARED, needs_shared
+from tiny import ROOT, SHARED, load, needs_shared
 
-from utils_.datasets import DATASETS, load
+from utils_.datasets import DATASETS
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.datasets.csv_layout import MURED_CLASSES, read_layout
 from utils_.datasets.isic import CLASSES as ISIC_CLASSES

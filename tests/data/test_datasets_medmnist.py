@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_datasets import error_of, labels_of
+from tiny import load
 
-from utils_.datasets import default_folder, load, medmnist
+from utils_.datasets import default_folder, medmnist
 from utils_.datasets.base import TEST, TRAIN, VAL
 from utils_.datasets.chestxray14 import CLASSES as CHEST_CLASSES
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_datasets import SHARED, error_of, labels_of, needs_shared, write_images
+from tiny import load
 
-from utils_.datasets import READERS, brset, chestxray14, ham10000, ich, load, rfmid
+from utils_.datasets import READERS, brset, chestxray14, ham10000, ich, rfmid
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 
 

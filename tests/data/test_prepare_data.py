@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from test_datasets_medmnist import make_arrays
 from test_datasets_official import CHEST, RFMID, brset_table, write_chest
-from tiny import ROOT
+from tiny import ROOT, load
 from web_server import Site
 
 from scripts import prepare_data
@@ -232,7 +232,7 @@ def test_archives_by_hand(tmp_path, capsys, name):
     out = capsys.readouterr().out
     assert f"check_data.py {name}" in out and "images" in out and "licence:" in out
     assert path.exists() and not [n for n in names(folder) if n.startswith(".")]
-    loaded = datasets.load(name, data_dir=folder, image_size=8, quiet=True)
+    loaded = load(name, data_dir=folder, image_size=8, quiet=True)
     assert len(loaded.files) == len(set(loaded.files)) >= 1
     assert prepare(name, "--data-dir", folder) == 0
     assert f"{name}: complete" in capsys.readouterr().out
@@ -250,7 +250,7 @@ def test_chestxray14_from_parts_and_tables(tmp_path):
     given = [*parts, *(tmp_path / name for name in tables)]
     folder = tmp_path / "data"
     assert prepare("chestxray14", "--data-dir", folder, "--from-zip", *given) == 0
-    assert len(datasets.load("chestxray14", data_dir=folder, image_size=8).files) == 3
+    assert len(load("chestxray14", data_dir=folder, image_size=8).files) == 3
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def test_ham10000_from_the_challenge(open_recipes, tmp_path):
     )
     folder = tmp_path / "data"
     assert prepare("ham10000", "--data-dir", folder) == 0
-    data = datasets.load("ham10000", data_dir=folder, image_size=8)
+    data = load("ham10000", data_dir=folder, image_size=8)
     assert data.files == ("ISIC_0000001", "ISIC_0000002")
     assert data.labels.argmax(1).tolist() == [1, 3] and data.groups[0] == data.groups[1]
     assert [name for name in names(folder) if not name.startswith(".cache")] == [
@@ -439,7 +439,7 @@ def test_ich_is_converted_with_patients(fake_pydicom, tmp_path, caplog):
     files = {"rsna/stage_2_train.csv": LONG, "rsna/stage_2_test/ID_z.dcm": b"not wanted"} | slices
     path, folder = make_zip(tmp_path / "a.zip", files), tmp_path / "data"
     assert prepare("ich", "--data-dir", folder, "--from-zip", path) == 0
-    data = datasets.load("ich", data_dir=folder, image_size=8, quiet=True)
+    data = load("ich", data_dir=folder, image_size=8, quiet=True)
     assert data.files == ("ID_a", "ID_b") and data.groups[0] == data.groups[1]
     assert abs(int(data.images[0, 4, 4, 0]) - 128) <= 1
     groups = (folder / "groups.csv").read_text()

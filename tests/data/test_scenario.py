@@ -15,12 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import SHARED, needs_shared
 
+from src.config import Config
 from utils_ import scenario as module
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, ImageDataset
 from utils_.errors import UserError
 from utils_.missing import MISSING_TYPES
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
-from utils_.scenario import Scenario, assignment_table, build_scenario, client_table
+from utils_.scenario import (
+    Scenario,
+    ScenarioSettings,
+    assignment_table,
+    build_scenario,
+    client_table,
+)
 from utils_.splits import SPLITS
 
 SETTINGS = {
@@ -65,7 +72,10 @@ def from_labels(
 
 
 def build(dataset: ImageDataset, **changes: object) -> Scenario:
-    return build_scenario(dataset, **(SETTINGS | changes))
+    settings = SETTINGS | changes
+    folder = settings.pop("folder")
+    wanted = dataclasses.replace(Config(), **settings).part(ScenarioSettings)
+    return build_scenario(dataset, wanted, folder=folder)
 
 
 def equal(first: Scenario, second: Scenario) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.config import Config
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.errors import UserError
 from utils_.rng import derive
-from utils_.splits import MIN_IMAGES, SPLITS, TrainingGroups, assign_clients, cut_parts
+from utils_.splits import MIN_IMAGES, SPLITS, Deal, TrainingGroups, assign_clients, cut_parts
 from utils_.splits.base import dirichlet_shares, primary_class
 from utils_.splits.skewed import _which_classes
 
@@ -27,12 +29,22 @@ def cut(part: np.ndarray, groups: np.ndarray | None = None, **changes: float) ->
     )
 
 
+def assign(
+    part: np.ndarray, groups: object, labels: np.ndarray, sites: object, **given: object
+) -> np.ndarray:
+    """With the defaults of the main job."""
+    split = given.pop("split")
+    dealt = replace(Config(), **given).part(Deal)
+    return assign_clients(part, groups, labels, sites, split=split, deal=dealt)
+
+
 def deal(labels: np.ndarray, **changes: object) -> np.ndarray:
     """Clients of images that are all in train."""
     keywords = {"split": "iid", "clients": 4, "alpha": 0.5, "data_seed": 1, "groups": None}
     keywords |= {"sites": None} | changes
     part = np.full(len(labels), TRAIN, np.uint8)
-    return assign_clients(part, keywords.pop("groups"), labels, keywords.pop("sites"), **keywords)
+    groups, sites = keywords.pop("groups"), keywords.pop("sites")
+    return assign(part, groups, labels, sites, **keywords)
 
 
 def unassigned(images: int) -> np.ndarray:
@@ -79,7 +91,7 @@ def test_any_split_is_a_partition_with_whole_groups_or_a_user_error(
         cut_part = cut_parts(
             part, groups, val_share=val_share, test_share=test_share, data_seed=seed
         )
-        client = assign_clients(
+        client = assign(
             cut_part,
             groups,
             table["labels"],
@@ -148,9 +160,9 @@ def test_parts_iid_quantity_and_site_do_not_read_labels():
     others = [rng.permutation(labels), 1 - labels, np.full_like(labels, np.nan)]
     for split, clients in (("iid", 5), ("quantity", 5), ("site", 3)):
         keywords = {"split": split, "clients": clients, "alpha": 0.5, "data_seed": 1}
-        first = assign_clients(part, groups, labels, sites, **keywords)
+        first = assign(part, groups, labels, sites, **keywords)
         for other in others:
-            assert (assign_clients(part, groups, other, sites, **keywords) == first).all()
+            assert (assign(part, groups, other, sites, **keywords) == first).all()
 
 
 def test_seeds_and_nothing_else_change_the_draw():
@@ -245,9 +257,7 @@ def test_impossible_splits_are_named(changes, message):
 def test_no_training_image_left():
     part = np.full(5, TEST, np.uint8)
     with pytest.raises(UserError, match="no training image"):
-        assign_clients(
-            part, None, np.zeros((5, 2)), None, split="iid", clients=1, alpha=1, data_seed=1
-        )
+        assign(part, None, np.zeros((5, 2)), None, split="iid", clients=1, alpha=1, data_seed=1)
 
 
 def test_sites_are_clients_in_alphabetical_order():

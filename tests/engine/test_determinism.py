@@ -23,7 +23,7 @@ from src.messages import Broadcast, Report
 from src.methods import method_names
 from src.workers import SequentialRunner
 from utils_.datasets.base import TRAIN, ImageDataset
-from utils_.scenario import build_scenario
+from utils_.scenario import ScenarioSettings, build_scenario
 
 EACH_METHOD = pytest.mark.parametrize("method", [*method_names(), *VARIANTS])
 NOISE = 0.2
@@ -77,13 +77,10 @@ def test_another_seed_gives_another_model(method: str, dataset: ImageDataset) ->
 
 def test_the_seed_of_the_data_changes_the_data_alone() -> None:
     dataset = make_dataset()
-    names = ("clients", "split", "alpha", "noise", "noise_type", "missing", "missing_type")
-    names += ("val_share", "test_share", "data_seed")
     vectors, scenarios = [], []
     for data_seed in (1, 2):
         config = make_config(noise=0.4, missing=0.5, data_seed=data_seed)
-        chosen = {name: getattr(config, name) for name in names}
-        scenarios.append(build_scenario(dataset, **chosen, folder=None))
+        scenarios.append(build_scenario(dataset, config.part(ScenarioSettings), folder=None))
         simulation = make_simulation(config, dataset, scenarios[-1])
         vectors.append(simulation.server.model)
     assert torch.equal(*vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from utils_.datasets.base import ImageDataset
@@ -21,17 +22,17 @@ from utils_.datasets.csv_layout import (
 from utils_.datasets.ham10000 import load_ham10000, read_ham10000
 from utils_.datasets.ich import load_ich, read_ich
 from utils_.datasets.isic import load_isic, read_isic
-from utils_.datasets.listing import Listing, Options, report_empty_classes
+from utils_.datasets.listing import DataOptions, Listing, report_empty_classes
 from utils_.datasets.medmnist import SETS, loader_of
 from utils_.datasets.rfmid import load_rfmid, read_rfmid
 from utils_.errors import UserError, nearest
 
-Loader = Callable[[Options], ImageDataset]
+Loader = Callable[[DataOptions], ImageDataset]
 DATA = Path(__file__).resolve().parents[2] / "data"
 MAX_IMAGE_SIZE = 4096
 
 
-def _load_synthetic(options: Options) -> ImageDataset:
+def _load_synthetic(options: DataOptions) -> ImageDataset:
     """Draw fundus-like images with the shape of MuReD; needs no file."""
     from utils_.datasets.synthetic import load_synthetic
 
@@ -79,69 +80,31 @@ def default_folder(name: str) -> Path:
     return DATA / ("medmnist" if name in SETS else name)
 
 
-def load(
-    name: str,
-    *,
-    data_dir: Path | None = None,
-    image_size: int = 64,
-    cache_dir: Path | None = None,
-    fit: str = "crop",
-    skip_bad_images: bool = False,
-    data_seed: int = 1,
-    train_images: int | None = None,
-    test_images: int | None = None,
-    workers: int = 1,
-    quiet: bool = False,
-    labels_only: bool = False,
-    min_positives: int = 0,
-    class_order: str = "official",
-) -> ImageDataset:
-    """Load a dataset. Rows are in the order of its label files: train, val, test.
+def load(name: str, options: DataOptions) -> ImageDataset:
+    """Load a data set. Rows are in the order of its label files: train, val, test.
 
     Args:
         name: a key of DATASETS.
-        data_dir: its folder; None = default_folder (``csv`` has no default).
-        image_size: edge of the square images in pixels, 8 to 4096.
-        cache_dir: where decoded images are kept; None = ``.cache`` in the dataset's folder.
-        fit: ``crop`` (centre) or ``pad`` (black); the aspect ratio is kept in both.
-        skip_bad_images: leave out images that cannot be read, instead of stopping.
-        data_seed: seed of ``synthetic``.
-        train_images: size of the training part of ``synthetic``; None = as MuReD, 1,764.
-        test_images: size of the test part of ``synthetic``; None = as MuReD, 444.
-        workers: processes that decode images.
-        quiet: no progress bar.
-        labels_only: open no image and write nothing, for a dry run; images are then all 0 and
-            ``image_key`` is empty.
-        min_positives, class_order: which classes are used; see columns.choose_columns.
+        options: how, see there.
 
     Raises:
         UserError: unknown name, value out of range, absent or wrong files, images that cannot be
             read, a cache that cannot be written.
     """
-    _check_settings(name, fit=fit, class_order=class_order, image_size=image_size)
-    if data_dir is None and name != "csv":
-        data_dir = default_folder(name)
-    options = Options(
-        data_dir=None if data_dir is None else Path(data_dir),
-        image_size=image_size,
-        cache_dir=None if cache_dir is None else Path(cache_dir),
-        fit=fit,
-        skip_bad_images=skip_bad_images,
-        data_seed=data_seed,
-        train_images=train_images,
-        test_images=test_images,
-        workers=workers,
-        quiet=quiet,
-        labels_only=labels_only,
-    )
+    _check_options(name, options)
+    if options.data_dir is None and name != "csv":
+        options = replace(options, data_dir=default_folder(name))
     dataset = choose_columns(
-        DATASETS[name](options), min_positives=min_positives, class_order=class_order
+        DATASETS[name](options),
+        min_positives=options.min_positives,
+        class_order=options.class_order,
     )
     report_empty_classes(name, dataset.classes, dataset.labels)
     return dataset
 
 
-def _check_settings(name: str, *, fit: str, class_order: str, image_size: int) -> None:
+def _check_options(name: str, options: DataOptions) -> None:
+    fit, class_order, image_size = options.fit, options.class_order, options.image_size
     if name not in DATASETS:
         raise UserError(f"--dataset: unknown dataset '{name}'; {nearest(name, DATASETS)}")
     if fit not in FITS:

@@ -10,8 +10,8 @@ import numpy as np
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
 from utils_.datasets.listing import (
+    DataOptions,
     Listing,
-    Options,
     absent,
     name_sites,
     number_groups,
@@ -32,7 +32,7 @@ FOLDERS = ("fundus_photos", "images")
 WITHOUT_IMAGE = (*(f"img{number:05d}" for number in range(4414, 4420)), "img06900")
 
 
-def load_brset(options: Options) -> ImageDataset:
+def load_brset(options: DataOptions) -> ImageDataset:
     """Load BRSET (Nakayama et al., 2024): 16,266 fundus images of 8,524 patients, 13 findings.
 
     Groups are patients, sites are the two cameras. The seven rows that the release gives no image

@@ -10,7 +10,7 @@ import numpy as np
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
 from utils_.datasets.groups import report_straddling
-from utils_.datasets.listing import Listing, Options, absent, number_groups, open_listing
+from utils_.datasets.listing import DataOptions, Listing, absent, number_groups, open_listing
 from utils_.datasets.tables import CsvTable, read_csv, shown
 from utils_.errors import UserError, nearest
 
@@ -27,7 +27,7 @@ LISTS = {TRAIN: "train_val_list.txt", TEST: "test_list.txt"}
 FOLDERS = ("images", "images_*/images", "images_*")  # of the NIH unpacked, and of Kaggle's copy
 
 
-def load_chestxray14(options: Options) -> ImageDataset:
+def load_chestxray14(options: DataOptions) -> ImageDataset:
     """Load ChestX-ray14 (Wang et al., CVPR 2017): 112,120 images of 30,805 patients, 14 findings.
 
     Train (86,524) and test (25,596) are the official lists; without them the images are

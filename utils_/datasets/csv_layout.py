@@ -11,8 +11,8 @@ from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, Image
 from utils_.datasets.folder import ImageFolder, refuse_repeats
 from utils_.datasets.groups import read_groups, report_straddling
 from utils_.datasets.listing import (
+    DataOptions,
     Listing,
-    Options,
     absent,
     open_listing,
 )
@@ -32,7 +32,7 @@ SOURCES = {
 }
 
 
-def load_csv(options: Options) -> ImageDataset:
+def load_csv(options: DataOptions) -> ImageDataset:
     """Load a user's own data of any classes; the folder has to be named.
 
     Raises:
@@ -47,7 +47,7 @@ def load_csv(options: Options) -> ImageDataset:
     return open_listing("csv", read_layout("csv", options.data_dir), options)
 
 
-def load_mured(options: Options) -> ImageDataset:
+def load_mured(options: DataOptions) -> ImageDataset:
     """Load MuReD (Rodriguez et al., 2022): 2,208 fundus images, 20 classes.
 
     The official archive calls its 444 test images ``val_data.csv``; they are the test set here,
@@ -56,7 +56,7 @@ def load_mured(options: Options) -> ImageDataset:
     return open_listing("mured", read_mured(options.data_dir), options)
 
 
-def load_odir(options: Options) -> ImageDataset:
+def load_odir(options: DataOptions) -> ImageDataset:
     """Load ODIR-5K, labelled by eye, in the MuReD layout: 8 classes."""
     return open_listing("odir", read_odir(options.data_dir), options)
 

@@ -9,8 +9,8 @@ import numpy as np
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
 from utils_.datasets.listing import (
+    DataOptions,
     Listing,
-    Options,
     absent,
     name_sites,
     number_groups,
@@ -24,7 +24,7 @@ TABLES = ("HAM10000_metadata.csv", "HAM10000_metadata")
 FOLDERS = ("images", "[Hh][Aa][Mm]10000_images_part_[12]", "ISIC2018_Task3_Training_Input")
 
 
-def load_ham10000(options: Options) -> ImageDataset:
+def load_ham10000(options: DataOptions) -> ImageDataset:
     """Load HAM10000 (Tschandl et al., 2018): 10,015 images of 7,470 lesions, 7 diagnoses.
 
     Labels are one-hot, a blank diagnosis is not annotated. Groups are lesions, sites are the four

@@ -13,7 +13,7 @@ import numpy as np
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolder
 from utils_.datasets.groups import read_groups
-from utils_.datasets.listing import Listing, Options, absent, open_listing
+from utils_.datasets.listing import DataOptions, Listing, absent, open_listing
 from utils_.datasets.tables import shown
 from utils_.errors import UserError
 
@@ -25,7 +25,7 @@ TABLES = ("stage_2_train.csv", "stage_1_train.csv")
 VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 
-def load_ich(options: Options) -> ImageDataset:
+def load_ich(options: DataOptions) -> ImageDataset:
     """Load the RSNA haemorrhage slices (Flanders et al., 2020), made PNG by prepare_data: 5 types.
 
     ``any`` is no class. Groups are patients where ``groups.csv`` names them.

@@ -10,8 +10,8 @@ import numpy as np
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolder, refuse_repeats
 from utils_.datasets.listing import (
+    DataOptions,
     Listing,
-    Options,
     absent,
     name_sites,
     number_groups,
@@ -30,7 +30,7 @@ DOWNSAMPLED = "_downsampled"  # the challenge reduced large images and renamed t
 NAMES_SHOWN = 10
 
 
-def load_isic(options: Options) -> ImageDataset:
+def load_isic(options: DataOptions) -> ImageDataset:
     """Load ISIC 2019 (Tschandl et al. 2018, Codella et al. 2018, Combalia et al. 2019).
 
     The labels are taken as the file gives them, also where a row is not one-hot. Groups are

@@ -17,9 +17,28 @@ logger = logging.getLogger("fednml")
 UNKNOWN_SITE = "unknown"
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a dataset is to be loaded; see :func:`utils_.datasets.load`."""
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How a data set is to be loaded; settings of the same names have the defaults.
+
+    Attributes:
+        data_dir: its folder; None stands for :func:`utils_.datasets.default_folder` (``csv`` has
+            none).
+        image_size: edge of the square images in pixels, 8 to 4096.
+        cache_dir: where decoded images are kept; None stands for ``.cache`` in the data folder.
+        fit: ``crop`` (centre) or ``pad`` (black); the aspect ratio is kept in both.
+        skip_bad_images: leave out images that cannot be read, instead of stopping.
+        data_seed: seed of ``synthetic``.
+        train_images: size of the training part of ``synthetic``.
+        test_images: size of its test part.
+        min_positives: leave out classes with fewer positives, see
+            :func:`utils_.datasets.columns.choose_columns`.
+        class_order: ``official`` or ``alphabetical``.
+        workers: processes that decode images.
+        quiet: no progress bar.
+        labels_only: open no image and write nothing, for a dry run; images are then all 0 and
+            ``image_key`` is empty.
+    """
 
     data_dir: Path | None
     image_size: int
@@ -27,8 +46,10 @@ class Options:
     fit: str
     skip_bad_images: bool
     data_seed: int
-    train_images: int | None
-    test_images: int | None
+    train_images: int
+    test_images: int
+    min_positives: int
+    class_order: str
     workers: int
     quiet: bool
     labels_only: bool
@@ -57,7 +78,7 @@ class Listing:
     sites: np.ndarray | None
 
 
-def open_listing(name: str, listing: Listing, options: Options) -> ImageDataset:
+def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageDataset:
     """Decode the listed images, or take them from the cache, and put everything together.
 
     With ``labels_only`` no image is opened: all pixels are 0 and ``image_key`` is empty.

@@ -25,7 +25,7 @@ from utils_.datasets.cache.array_file import (
 )
 from utils_.datasets.cache.decode import square_array
 from utils_.datasets.chestxray14 import CLASSES as CHEST_CLASSES
-from utils_.datasets.listing import Options, absent
+from utils_.datasets.listing import DataOptions, absent
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -98,17 +98,17 @@ SETS = {
 }
 
 
-def loader_of(name: str) -> Callable[[Options], ImageDataset]:
+def loader_of(name: str) -> Callable[[DataOptions], ImageDataset]:
     """Return the loader of one set; see load_medmnist."""
 
-    def load(options: Options) -> ImageDataset:
+    def load(options: DataOptions) -> ImageDataset:
         return load_medmnist(name, options)
 
     load.__doc__ = f"MedMNIST (Yang et al., Sci. Data 2023): {SETS[name].summary}."
     return load
 
 
-def load_medmnist(name: str, options: Options) -> ImageDataset:
+def load_medmnist(name: str, options: DataOptions) -> ImageDataset:
     """Load one set with its official parts.
 
     One label of several becomes one-hot; of two values only the finding becomes a column, for the
@@ -196,7 +196,7 @@ def _labels(archive: zipfile.ZipFile, name: str, part: str) -> np.ndarray:
 
 
 def _images(
-    archive: zipfile.ZipFile, counts: list[int], options: Options
+    archive: zipfile.ZipFile, counts: list[int], options: DataOptions
 ) -> tuple[np.ndarray, str]:
     """Return (N, size, size, 3) uint8 and the key of their content, from the cache or built."""
     size = options.image_size
@@ -215,7 +215,9 @@ def _images(
     return images, key
 
 
-def _build(archive: zipfile.ZipFile, counts: list[int], path: Path, options: Options) -> np.ndarray:
+def _build(
+    archive: zipfile.ZipFile, counts: list[int], path: Path, options: DataOptions
+) -> np.ndarray:
     """Write the cache file; memory stays at one block however large the set is."""
     from tqdm import tqdm
 

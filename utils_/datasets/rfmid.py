@@ -9,7 +9,7 @@ import numpy as np
 
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, VAL, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
-from utils_.datasets.listing import Listing, Options, absent, open_listing
+from utils_.datasets.listing import DataOptions, Listing, absent, open_listing
 from utils_.datasets.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.errors import UserError, nearest
 
@@ -37,7 +37,7 @@ EXPECTED = "RFMiD_{Training,Validation,Testing}_Labels.csv and train/, val/ and 
 PAGE = "https://ieee-dataport.org/open-access/retinal-fundus-multi-disease-image-dataset-rfmid"
 
 
-def load_rfmid(options: Options) -> ImageDataset:
+def load_rfmid(options: DataOptions) -> ImageDataset:
     """Load RFMiD (Pachade et al., 2021): 3,200 fundus images, 45 diseases.
 
     ``Disease_Risk`` is no class. Images are called ``train/1``, since each part counts from 1.

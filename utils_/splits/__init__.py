@@ -41,11 +41,7 @@ def assign_clients(
     sites: np.ndarray | None,
     *,
     split: str,
-    clients: int,
-    data_seed: int,
-    alpha: float = 0.5,
-    shards: int = 2,
-    phi: float = 0.7,
+    deal: Deal,
 ) -> np.ndarray:
     """Deal the training images to the clients, every client at least one image.
 
@@ -55,9 +51,7 @@ def assign_clients(
         labels: (N, C) float32, read by ``dirichlet``, ``shards`` and ``phi`` only.
         sites: (N,) names or None, read by ``site`` only.
         split: a name of ``SPLITS``.
-        clients: number of clients, at least 1.
-        data_seed: the seed of the data.
-        alpha, shards, phi: see :class:`Deal`.
+        deal: among how many clients, by which numbers.
 
     Returns:
         (N,) int32, the client's number, -1 outside train.
@@ -71,8 +65,7 @@ def assign_clients(
     if not len(rows):
         raise UserError("no training image is left; lower --val-share or --test-share")
     training = training_groups(rows, groups, labels, sites)
-    _check_clients(clients, training, grouped=groups is not None)
-    deal = Deal(clients=clients, data_seed=data_seed, alpha=alpha, shards=shards, phi=phi)
+    _check_clients(deal.clients, training, grouped=groups is not None)
     of_group = SPLITS[split](training, deal)
     client = np.full(len(part), -1, dtype=np.int32)
     client[rows] = of_group[training.index]

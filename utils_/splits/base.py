@@ -26,9 +26,9 @@ class Deal:
 
     clients: int
     data_seed: int
-    alpha: float = 0.5
-    shards: int = 2
-    phi: float = 0.7
+    alpha: float
+    shards: int
+    phi: float
 
     def checked_alpha(self) -> float:
         """The concentration, if it is one.
