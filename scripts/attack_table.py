@@ -20,7 +20,7 @@ from src.aggregation import AGGREGATORS
 from src.attacks import ATTACKS
 from utils_.errors import UserError, nearest
 from utils_.files import atomic_path
-from utils_.report import SELECTIONS, collect
+from utils_.finished_runs import SELECTIONS, collect
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Print tables of results: python scripts/table.py [RUN_DIR ...] [--wide] [--csv FILE]
+"""Print tables of results: python scripts/table.py [RUN_DIR ...] [--wide] [--csv F] [--figure F]
 
 RUN_DIR is a run's folder, one that holds several (default: save/runs), or a CSV file that --csv has
 written. The tables are Markdown: one a setting, or with --wide one that has a column a setting.
@@ -10,14 +10,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils_.errors import UserError
-from utils_.report import SELECTIONS, overview_table, results_table
+from utils_.figures import draw_overview
+from utils_.finished_runs import SELECTIONS
+from utils_.report import overview_table, overview_values, results_table
 from utils_.result_rows import read_rows, write_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = (".png", ".svg", ".pdf")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +64,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="also write one line a run with all numbers"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="also draw mAP of all methods (png, svg, pdf)",
+    )
+    options = parser.parse_args(arguments)
+    if options.figure and options.figure.suffix not in FORMATS:
+        raise UserError(f"--figure {options.figure}: give a file that ends in {', '.join(FORMATS)}")
+    return options
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -71,9 +87,19 @@ def _run(options: argparse.Namespace) -> None:
     table = tabulate(frame, selection=options.selection)
     if options.csv:
         write_rows(frame, options.csv)
+    if options.figure:
+        _draw(frame, options)
     for run in skipped:
         print(f"left out {run}", file=sys.stderr)
     print(table)
+
+
+def _draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
+    try:
+        draw_overview(overview_values(frame, selection=options.selection), options.figure)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--figure {options.figure}: {reason}; choose another file") from error
 
 
 if __name__ == "__main__":

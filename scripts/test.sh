@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Check the code: bash scripts/test.sh [arguments of pytest]
 #
-# Makes .venv with the test tools where that is still to do, then runs ruff and the tests.
-# bash scripts/test.sh tests/test_noise.py -k coupled     runs a part of them
+# Makes .venv with the test tools where that is still to do, then runs ruff, mypy and the tests.
+# bash scripts/test.sh tests/data/test_noise.py -k coupled     runs a part of them
 set -euo pipefail
 unset CDPATH
 
@@ -15,4 +15,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the tests run side by side, one c
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m mypy
 "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

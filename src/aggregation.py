@@ -146,7 +146,7 @@ def uniform_mean(reports: Iterable[Report], frame: Frame | None = None) -> Tenso
 
 def _fold(weighted: Iterable[tuple[Report, float]]) -> Tensor:
     total: Tensor | None = None
-    weights = 0
+    weights = 0.0
     for report, weight in weighted:
         part = report.model.to(torch.float64, copy=True).mul_(weight)
         total = part if total is None else total.add_(part)

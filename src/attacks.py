@@ -1,16 +1,17 @@
 """``--attack``: clients that misbehave, to see what each aggregator withstands.
 
-Which ones is drawn from the seed, so every method and aggregator faces the same. ``label_flip``
-turns their annotated labels around before training. The others train honestly and alter the model
-where the report leaves the client, so it makes no difference which worker trained it:
+The attackers are drawn from the seed, so every method and aggregator faces the same ones.
+``label_flip`` turns their annotated labels around before training. With the other attacks they
+train honestly and alter the model where the report leaves the client, so it does not matter which
+worker trained it:
 
-* ``nan``: every number is NaN, as after a crash.
-* ``sign_flip``: the update times ``-scale`` (Li et al., AAAI 2019).
-* ``gaussian``: noise in place of the update, ``scale`` times as long (after Blanchard et al.,
+- ``nan``: every number is NaN, as after a crash.
+- ``sign_flip``: the update times ``-scale`` (Li et al., AAAI 2019).
+- ``gaussian``: noise in place of the update, ``scale`` times as long (after Blanchard et al.,
   NeurIPS 2017, where its length is fixed).
 
-BatchNorm statistics are left as they are but for ``nan``: turned around they would be negative
-variances, which the server refuses anyway.
+Only ``nan`` alters BatchNorm statistics. Turned around, they would be negative variances, which the
+server refuses anyway.
 """
 
 from __future__ import annotations

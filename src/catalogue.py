@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 
 from src.methods import method_class, method_names
@@ -15,7 +16,7 @@ from utils_.errors import UserError, nearest
 
 def listing(kind: str) -> str:
     """Text for ``methods``, ``losses``, ``datasets`` or ``models``."""
-    kinds = {
+    kinds: dict[str, Callable[[], str]] = {
         "methods": lambda: _described({name: method_class(name) for name in method_names()}),
         "losses": lambda: _described(LOSSES),
         "datasets": _datasets,
@@ -26,7 +27,7 @@ def listing(kind: str) -> str:
     return kinds[kind]()
 
 
-def _described(owners: dict[str, type[Method] | type[Loss]]) -> str:
+def _described(owners: Mapping[str, type[Method] | type[Loss]]) -> str:
     """Name, summary, paper and parameters of methods or losses."""
     lines = []
     for name, owner in owners.items():

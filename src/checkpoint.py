@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def save_checkpoint(
-    folder: Path, server: Server, clients: Sequence[Client], *, best: torch.Tensor, progress: dict
+    folder: Path,
+    server: Server,
+    clients: Sequence[Client],
+    *,
+    best: torch.Tensor,
+    progress: dict[str, Any],
 ) -> None:
     """Write ``folder/round-<n>.safetensors`` atomically and remove older ones.
 
@@ -93,5 +98,5 @@ def _checksum(arrays: dict[str, np.ndarray], progress: str) -> str:
     value = zlib.crc32(progress.encode())
     for name, array in sorted(arrays.items()):
         value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
-        value = zlib.crc32(array, value)
+        value = zlib.crc32(array.data, value)
     return f"{value:08x}"

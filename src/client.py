@@ -131,7 +131,7 @@ class Client:
             for batch in self._batches(model, method, generator):
                 model.gradient.zero_()
                 loss = self._loss(model, method, batch, message)
-                loss.backward()
+                torch.autograd.backward(loss)
                 method.after_backward(self, model, message)
                 optimizer.step()
                 hold()
@@ -149,8 +149,8 @@ class Client:
     def _batches(
         self, model: FlatModel, method: Method, generator: torch.Generator
     ) -> Iterator[Batch]:
-        target = np.where(self.labels.weight > 0, self.labels.target, 0)
-        tables = [torch.from_numpy(t).to(model.device) for t in (target, self._weight())]
+        known = np.where(self.labels.weight > 0, self.labels.target, 0)
+        tables = [torch.from_numpy(t).to(model.device) for t in (known, self._weight())]
         strength = AUGMENT[self.plan.augment]
         two_views = method.views == 2 or self.plan.consistency > 0
         step = 0
@@ -163,7 +163,8 @@ class Client:
                 if two_views:
                     strong = self._augmenter.view(pixels, generator, strength=STRONG)
                 place = torch.from_numpy(rows).to(model.device, non_blocking=True)
-                yield Batch(first, strong, rows, *(table[place] for table in tables), step=step)
+                target, weight = (table[place] for table in tables)
+                yield Batch(first, strong, rows, target, weight, step)
                 step += 1
 
     def _weight(self) -> np.ndarray:
@@ -175,7 +176,8 @@ class Client:
         image = np.asarray(image, np.float32)
         if image.shape != (len(self),) or not (np.isfinite(image) & (image >= 0)).all():
             raise ValueError("sample_weight: give one finite number from 0 for each image")
-        return weight * image[:, None]
+        weight *= image[:, None]
+        return weight
 
     def _receive(self, model: FlatModel, message: Broadcast) -> None:
         model.load(message.model)

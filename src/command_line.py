@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import Field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -56,7 +56,7 @@ def _short(error: Exception) -> str:
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one line with the nearest name."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
@@ -81,7 +81,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_option(parser: Parser, name: str, option_field: Field) -> None:
+def _add_option(parser: Parser, name: str, option_field: Field[Any]) -> None:
     rules = option_field.metadata
     if rules["parse"] is bool:
         parser.add_argument(flag(name), action="store_true", help=rules["help"])
@@ -111,7 +111,8 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[s
         hint = hint or "options start with --, see --help"
         raise UserError(f"{unknown[0]}: unknown option; {hint}")
     table = vars(known)
-    commands = {n: table.pop(n) for n in ("resume", "dry_run", "list", "quiet") if n in table}
+    names: tuple[str, ...] = ("resume", "dry_run", "list", "quiet")
+    commands = {name: table.pop(name) for name in names if name in table}
     pairs = [n for n in table if n in OPTIONS and OPTIONS[n].metadata["parse"] is dict]
     for name in pairs:
         table[name] = dict(_key_value(text, flag(name)) for text in table[name])

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -21,14 +21,18 @@ from src.models import MODELS
 from src.plan import Plan
 from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
-from utils_.datasets import CLASS_ORDERS, DATASETS
+from utils_.datasets import DATASETS
+from utils_.datasets.columns import CLASS_ORDERS
 from utils_.errors import UserError, nearest
 from utils_.missing import MISSING_TYPES, UP_TO_ALL
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
 from utils_.priors import CLASS_WEIGHTS
 from utils_.splits import SPLITS
 
-Part = TypeVar("Part")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Part = TypeVar("Part", bound="DataclassInstance")
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
@@ -72,7 +76,7 @@ class Config:
     dataset: str = option("synthetic", "data set", choices=lambda: tuple(DATASETS))
     data_dir: str | None = option(None, "its folder (default data/<dataset>)", parse=str)
     method: str = option("fednml", "method", choices=method_names)
-    param: dict = option({}, "a parameter of the method; may be repeated", parse=dict)
+    param: dict[str, Any] = option({}, "a parameter of the method; may be repeated")
     noise: float | None = option(
         None, "noise rate (default 0; synthetic 0.4)", low=0, high=1, parse=float
     )
@@ -117,13 +121,15 @@ class Config:
     )
     class_order: str = option("official", "order of the classes", choices=_names(*CLASS_ORDERS))
     rounds: int = option(100, "rounds", low=1, high=1_000_000)
-    warmup_rounds: int = option(10, "rounds of FedNML's first phase", low=0, high=1_000_000)
+    warmup_rounds: int = option(
+        10, "rounds of the first phase, of methods that have one", low=0, high=1_000_000
+    )
     local_epochs: int = option(3, "epochs at a site in a round", low=1, high=1000)
     batch_size: int = option(32, "images a step", low=1, high=100_000)
     lr: float = option(1e-3, "learning rate of AdamW", low=1e-8, high=10)
     weight_decay: float = option(1e-4, "its weight decay", low=0, high=10)
     loss: str = option("bce", "supervised loss of any method", choices=lambda: tuple(LOSSES))
-    loss_param: dict = option({}, "a parameter of the loss; may be repeated", parse=dict)
+    loss_param: dict[str, Any] = option({}, "a parameter of the loss; may be repeated")
     class_weights: str = option(
         "none", "balance positives and negatives of a class", choices=_names(*CLASS_WEIGHTS)
     )
@@ -131,8 +137,8 @@ class Config:
     augment: str = option("weak", "strength of the first view", choices=_names(*AUGMENT))
     freeze_rounds: int = option(0, "rounds that train the head alone", low=0, high=1_000_000)
     aggregator: str = option("mean", "how reports are combined", choices=lambda: tuple(AGGREGATORS))
-    aggregator_param: dict = option(
-        {}, "a parameter of the aggregator; may be repeated: " + parameter_help(), parse=dict
+    aggregator_param: dict[str, Any] = option(
+        {}, "a parameter of the aggregator; may be repeated: " + parameter_help()
     )
     suppress_outliers: bool = option(False, "clients whose updates stand apart count less")
     buffers: str = option(
@@ -190,7 +196,7 @@ class Config:
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
-OPTIONS: dict[str, Field] = {f.name: f for f in fields(Config)}
+OPTIONS: dict[str, Field[Any]] = {f.name: f for f in fields(Config)}
 
 
 def resolve(given: dict[str, Any]) -> Config:
@@ -267,7 +273,7 @@ def worker_count(config: Config, processors: int) -> int:
     return min(int(config.workers), config.clients)
 
 
-def _checked(option_field: Field, value: Any) -> Any:
+def _checked(option_field: Field[Any], value: Any) -> Any:
     """Convert one value to its setting's type and check names and range."""
     rules, name = option_field.metadata, option_field.name
     if value is None and option_field.default is None:
@@ -283,7 +289,7 @@ def _checked(option_field: Field, value: Any) -> Any:
     return value
 
 
-def _converted(parse: Callable, value: Any, name: str) -> Any:
+def _converted(parse: Callable[[str], Any] | type, value: Any, name: str) -> Any:
     if parse is dict:
         if not isinstance(value, dict):
             raise UserError(f"{flag(name)} {value}: give key=value")
@@ -300,7 +306,7 @@ def _converted(parse: Callable, value: Any, name: str) -> Any:
         raise UserError(f"{flag(name)} {value}: give a {_kind(parse)}") from error
 
 
-def _kind(parse: Callable) -> str:
+def _kind(parse: Callable[[str], Any]) -> str:
     return {"int": "whole number", "str": "text"}.get(parse.__name__, "number")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from utils_.datasets.base import TEST, VAL, ImageDataset
@@ -58,7 +57,7 @@ class Evaluator:
         Of several vectors, (K, P), one after the other: both (K n, C).
         """
         rows = self._rows[part]
-        found = [self.predict_rows(one, rows) for one in torch.atleast_2d(vector)]
+        found = [self.predict_rows(one, rows) for one in vector.view(-1, vector.shape[-1])]
         truth = self._oracle.true(rows)
         return np.concatenate(found), np.tile(truth, (len(found), 1))
 
@@ -99,7 +98,7 @@ class Evaluator:
             classes=self._classes,
         )
 
-    def _count(self, client: Client):
+    def _count(self, client: Client) -> dict[str, float]:
         rows = self._client_rows[client.index]
         score = client.memory.get("noise_score")
         return label_counts(

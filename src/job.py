@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from src.command_line import ROOT, read_yaml
-from src.config import Config, resolve, worker_count
+from src.config import Config, resolve
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
@@ -226,7 +226,7 @@ def _create_folder(folder: Path, simulation: Simulation, scenario: Scenario) -> 
     config, dataset = simulation.config, simulation.dataset
     settings = {
         "threads_per_process": torch.get_num_threads(),
-        "workers": worker_count(config, processor_count()),
+        "workers": simulation.workers,
         "device": str(simulation.model.device),
         "command": sys.argv,
         "identity": _identity(config, scenario),
@@ -254,7 +254,7 @@ def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
     if simulation.method.hidden_labels:
         logger.warning("LEAKY: this run hands hidden labels to its sites, to measure the effect")
     bar = tqdm(total=rounds, initial=simulation.server.round, unit="round", disable=quiet)
-    settings = asdict(simulation.config) | {"method": asdict(simulation.method.params)}
+    settings = asdict(simulation.config) | {"param": asdict(simulation.method.params)}
     try:
         with bar, RunLog(folder, history=simulation.history) as log:
             log.text("parameters", parameter_table(settings))
@@ -270,7 +270,7 @@ def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
 
 def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> None:
     for name, vector in (("model", simulation.scored), ("best", simulation.best)):
-        one = torch.atleast_2d(vector).mean(dim=0)  # of the sites' own models: their mean
+        one = vector.view(-1, vector.shape[-1]).mean(dim=0)  # of the sites' own models: their mean
         with atomic_path(folder / f"{name}.safetensors") as path:
             save_file(simulation.model.unpack(one), path)
     write_json(folder / "result.json", result)

@@ -1,8 +1,9 @@
 """Pure functions on (logits, target, weight). All reduce after masking, in float32.
 
-Losses of single cells take logits and targets of one shape, (B, C). A soft target t stands for a
-label that is 1 with probability t: its loss is t times that of 1 plus 1 - t times that of 0.
-Probabilities are kept as log-sigmoids, so neither values nor gradients overflow.
+- Losses of single cells take logits and targets of one shape, (B, C).
+- A soft target t stands for a label that is 1 with probability t: its loss is t times that of 1
+  plus 1 - t times that of 0.
+- Probabilities are kept as log-sigmoids, so neither values nor gradients overflow.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def known_share_weight(share: Tensor, *, gamma: float, tenth: float) -> Tensor:
     """The g(r) of :func:`partial_mean`; for ``gamma`` 0 its limit, linear in log r."""
     if gamma == 0:
         return 1 + (tenth - 1) * share.log() / math.log(0.1)
-    slope = (tenth - 1) / (0.1**gamma - 1)
+    slope = (tenth - 1) / (math.pow(0.1, gamma) - 1)
     return 1 + slope * (share**gamma - 1)
 
 
@@ -153,7 +154,7 @@ def largest(values: Tensor, candidates: Tensor, count: int) -> Tensor:
 
 
 def label_margin(target: Tensor, prior: Tensor) -> Tensor:
-    """FedNML's label-dependent shift of the logits (methods.md 1.6).
+    """FedNML's label-dependent shift of the logits (docs/methods.md 1.6).
 
     log(pi) where the target is exactly 1, log(1 - pi) elsewhere: a rare positive has to be
     predicted with a margin of |log pi|, a negative with almost none. Not logit adjustment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ class SmallNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.blocks(self.stem(x))
-        return self.head(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
+        logits: Tensor = self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1))
+        return logits
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,32 @@ class FlatAdamW:
     """
 
     def __init__(self, parameters: Tensor, *, lr: float, weight_decay: float) -> None:
-        self._lists = [
+        if parameters.grad is None:
+            raise ValueError("the parameters need room for their gradient")
+        self._state: tuple[list[Tensor], ...] = (
             [parameters],
             [parameters.grad],
-            [torch.zeros_like(parameters)],
-            [torch.zeros_like(parameters)],
+            [torch.zeros_like(parameters)],  # mean of the gradients
+            [torch.zeros_like(parameters)],  # mean of their squares
             [],  # of AMSGrad
             [torch.zeros((), device=parameters.device)],  # steps taken
-        ]
-        self._options = {"lr": lr, "weight_decay": weight_decay, "beta1": 0.9, "beta2": 0.999}
+        )
+        self._options: dict[str, Any] = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "eps": 1e-8,
+            "amsgrad": False,
+            "maximize": False,
+            "fused": True,
+        }
 
     @torch.no_grad()
     def step(self) -> None:
         """Move the parameters by their gradient."""
-        adamw(*self._lists, fused=True, amsgrad=False, eps=1e-8, maximize=False, **self._options)
+        parameters, gradients, means, squares, largest, steps = self._state
+        adamw(parameters, gradients, means, squares, largest, steps, **self._options)
 
 
 class FlatModel:
@@ -113,6 +127,7 @@ class FlatModel:
         vector: (P,) float32, parameters first, then float buffers (BatchNorm statistics).
             Integer buffers are left out: they are never sent or averaged.
         parameters: the first part of ``vector`` as one leaf tensor, for the optimiser.
+        gradient: (parameter_count,) its gradient.
         slices: where each named tensor lies.
         pixels: where batches of images come from.
         head: the last linear layer; row c of its weight and bias makes the logit of class c.
@@ -122,7 +137,7 @@ class FlatModel:
         self.device = torch.device(device)
         self.pixels = Pixels(self.device)
         self.module = module.to(self.device)
-        named = list(module.named_parameters())
+        named: list[tuple[str, Tensor]] = list(module.named_parameters())
         self.parameter_count = sum(p.numel() for _, p in named)
         named += [(n, b) for n, b in module.named_buffers() if b.is_floating_point()]
         self.slices: list[Slice] = []
@@ -132,15 +147,16 @@ class FlatModel:
             start += tensor.numel()
         self.vector = torch.zeros(start, device=self.device)
         self.parameters = self.vector[: self.parameter_count].detach().requires_grad_()
-        self.parameters.grad = torch.zeros_like(self.parameters)
+        self.gradient = torch.zeros_like(self.parameters)
+        self.parameters.grad = self.gradient
         for piece, (_, tensor) in zip(self.slices, named, strict=True):
             view = piece.view(self.vector)
             view.copy_(tensor.detach())
             tensor.data = view
             if isinstance(tensor, nn.Parameter):
-                tensor.grad = piece.view(self.parameters.grad)
+                tensor.grad = piece.view(self.gradient)
         self.head = [m for m in module.modules() if isinstance(m, nn.Linear)][-1]
-        self._captured: Tensor | None = None
+        self._captured = torch.empty(0)
         self.head.register_forward_pre_hook(self._capture)
 
     def _capture(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -152,11 +168,6 @@ class FlatModel:
         names = {id(p): n for n, p in self.module.named_parameters()}
         found = {piece.name: piece for piece in self.slices}
         return found[names[id(self.head.weight)]], found[names[id(self.head.bias)]]
-
-    @property
-    def gradient(self) -> Tensor:
-        """(parameter_count,) the gradient, in the order of ``vector``."""
-        return self.parameters.grad
 
     @property
     def buffers(self) -> Tensor:
@@ -190,12 +201,13 @@ class FlatModel:
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a normalised batch, in bf16 autocast where the device is a GPU."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return self.module(images).float()
+            logits: Tensor = self.module(images)
+            return logits.float()
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Penultimate features (B, D), the input of the head, and logits (B, C); both float32."""
         logits = self.forward(images)
-        features, self._captured = self._captured, None
+        features, self._captured = self._captured, torch.empty(0)
         return features.float(), logits
 
     def predict(self, images: np.ndarray, rows: np.ndarray, *, augmenter: Augmenter) -> np.ndarray:
@@ -219,11 +231,11 @@ class FlatModel:
         parts = []
         for start in range(0, len(rows), PREDICT_BATCH):
             batch = self.pixels.batch(images, rows[start : start + PREDICT_BATCH])
-            features, logits = self.features(augmenter.plain(batch))
-            parts.append((features, logits.sigmoid()))
+            inputs, logits = self.features(augmenter.plain(batch))
+            parts.append((inputs, logits.sigmoid()))
         self.train()
-        features, probability = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
-        return features, probability
+        features, probability = (torch.cat(table) for table in zip(*parts, strict=True))
+        return features.cpu().numpy(), probability.cpu().numpy()
 
     def optimizer(self, *, lr: float, weight_decay: float) -> FlatAdamW:
         """A fresh AdamW over the flat parameters: one fused kernel a step."""
@@ -257,6 +269,7 @@ def build_module(name: str, *, classes: int, weights: str, seed: int) -> nn.Modu
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model", name))
+        module: nn.Module
         if name == "small":
             module = SmallNet(classes)
         else:
@@ -272,18 +285,17 @@ def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
     import torchvision.models
 
     try:
-        module = getattr(torchvision.models, name)(weights="DEFAULT" if pretrained else None)
+        build = getattr(torchvision.models, name)
+        module: nn.Module = build(weights="DEFAULT" if pretrained else None)
     except OSError as error:  # no network, or a cache folder that cannot be written
         raise UserError(
             f"--weights imagenet: cannot fetch the weights of {name} ({error}); "
             "download them by hand and pass --weights FILE, or use --weights none"
         ) from error
-    attribute = {"resnet": "fc", "densen": "classifier", "effici": "classifier"}[name[:6]]
-    old = getattr(module, attribute)
-    if isinstance(old, nn.Sequential):
-        old[-1] = nn.Linear(old[-1].in_features, classes)
-    else:
-        setattr(module, attribute, nn.Linear(old.in_features, classes))
+    place = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
+    width = module.get_parameter(f"{place}.weight").shape[1]
+    parent, _, layer = place.rpartition(".")
+    setattr(module.get_submodule(parent), layer, nn.Linear(width, classes))
     return module
 
 

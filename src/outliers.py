@@ -1,25 +1,27 @@
 """Which clients' updates stand apart from the others' in a round, and how much they then count.
 
-Three scores of each update (new parameters minus old, BatchNorm statistics left out): its norm,
-the median of its cosines with the other updates, the median of its distances to them. Each becomes
-a robust z: the distance from the round's median in units of 1.4826 times the median absolute
-deviation (MAD), flagged beyond 3.5 (Iglewicz and Hoaglin, 1993): a norm on either side, a cosine
-below, a distance above. When sites agree closely the MAD would make a trifle look large, so the
-unit is never below a tenth of the median (norm, distance) or 0.05 (cosine). Fewer than four
-reports are not judged: of three, none can be said to stand apart.
+Scores. Each update (new parameters minus old, without BatchNorm statistics) has three: its norm, the
+median of its cosines with the other updates, and the median of its distances to them. Each becomes
+a robust z, the distance from the round's median in units of 1.4826 times the median absolute
+deviation (MAD). Beyond 3.5 it is flagged (Iglewicz and Hoaglin, 1993): a norm on either side, a
+cosine below, a distance above.
 
-Memory: of each update a sketch of 4,096 numbers is kept until the end of the round, not the vector,
-so memory still does not grow with K x P. Coordinates are multiplied by random signs and added up
-in 4,096 sums, which keeps inner products up to about 1/64 of the product of the norms (AMS and
-count sketch: Charikar et al., ICALP 2002); norms are exact, and so are updates no longer than it.
+- Where sites agree closely the MAD would make a trifle look large. So the unit is never below a
+  tenth of the median (norm, distance) or 0.05 (cosine).
+- Fewer than four reports are not judged: of three, none can be said to stand apart.
 
-Time: an update is held against at most 256 others, the same ones for all of a round, drawn where
-there are more, so time grows with K and not with K squared. What the draw shifts, it shifts for all
-alike, and z hardly moves.
+Memory. Of each update a sketch of 4,096 numbers is kept until the end of the round, not the vector,
+so memory does not grow with K x P. Coordinates are multiplied by random signs and added up in 4,096
+sums. That keeps inner products up to about 1/64 of the product of the norms (AMS and count sketch:
+Charikar et al., ICALP 2002). Norms are exact, and so are updates that are no longer than a sketch.
 
-Suppression (``--suppress-outliers``): a flagged client's weight is multiplied by (3.5 / z)^2, z its
-largest score, so it fades the further away it stands. To know this before the first report is
-folded, the server then holds all vectors of a round.
+Time. An update is held against at most 256 others, so time grows with K and not with K squared. They
+are the same for all updates of a round, drawn where there are more. A draw that shifts the scores
+shifts all of them alike, and z hardly moves.
+
+Suppression (``--suppress-outliers``). The weight of a flagged client is multiplied by (3.5 / z)^2,
+where z is its largest score, so it fades the further away the client stands. To know this before
+the first report is folded, the server then holds all vectors of a round.
 """
 
 from __future__ import annotations
@@ -151,7 +153,8 @@ def _stacked(sketches: Sequence[np.ndarray]) -> Tensor:
 
 def _masked_median(table: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Median of each row's cells under the mask, of which every row has as many."""
-    return np.median(table[mask].reshape(len(table), -1), axis=1)
+    medians: np.ndarray = np.median(table[mask].reshape(len(table), -1), axis=1)
+    return medians
 
 
 def robust_z(values: np.ndarray, *, least: float) -> np.ndarray:
@@ -159,9 +162,10 @@ def robust_z(values: np.ndarray, *, least: float) -> np.ndarray:
 
     All 0 where the values are equal.
     """
-    apart = values - np.median(values)
+    apart: np.ndarray = values - np.median(values)
     unit = max(1.4826 * float(np.median(np.abs(apart))), least, np.finfo(np.float64).tiny)
-    return apart / unit
+    scores: np.ndarray = apart / unit
+    return scores
 
 
 def severity(scores: dict[str, float]) -> float:

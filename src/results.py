@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.config import Config
 from utils_.datasets.base import TEST
 
 if TYPE_CHECKING:
@@ -17,11 +15,6 @@ if TYPE_CHECKING:
 
 LAST = 5  # rounds in the mean "last5"
 SHOWN = ("mAP", "macro_f1", "macro_recall", "balanced_accuracy", "macro_auroc")
-
-
-def is_due(round: int, config: Config) -> bool:
-    """Whether the test set is scored after this round: now and then, and in the last five."""
-    return (round + 1) % config.eval_every == 0 or round >= config.rounds - LAST
 
 
 def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
@@ -93,12 +86,6 @@ def _per_class(
         name: {metric: number(column[c]) for metric, column in table.items()}
         for c, name in enumerate(classes)
     }
-
-
-def peak_rss_mb() -> float:
-    """Peak memory of this process plus that of its largest child that has ended, in MiB."""
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(resource.getrusage(w).ru_maxrss for w in who) / 1024
 
 
 def final_table(result: dict[str, Any]) -> str:

@@ -21,12 +21,12 @@ from src.messages import Report, message_bytes
 from src.methods import method_class
 from src.methods.base import Method, parse_params
 from src.models import FlatModel, Predictor, build_module
-from src.results import is_due, peak_rss_mb, summarise
+from src.results import LAST, summarise
 from src.server import Server
 from src.workers import ParallelRunner, SequentialRunner
 from utils_.augment import Augmenter, channel_statistics
 from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
-from utils_.environment import processor_count
+from utils_.environment import peak_rss_mb, processor_count
 from utils_.errors import UserError
 from utils_.labels import LabelState
 from utils_.scenario import Scenario
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from utils_.runlog import RunLog
 
 
-PICTURES = 4  # of labels in TensorBoard, spread over the run
+PICTURES = 4  # of labels in TensorBoard, at most, spread over the run
 NO_ATTACK = Attack()
 
 
@@ -72,7 +72,9 @@ class Simulation:
             self.best, progress = restored
             self.history = progress["history"]
 
-    def run(self, folder: Path, log: RunLog, *, stop: Callable[[], bool], progress: Any) -> dict:
+    def run(
+        self, folder: Path, log: RunLog, *, stop: Callable[[], bool], progress: Any
+    ) -> dict[str, Any]:
         """Train the remaining rounds and return the result.
 
         Args:
@@ -103,6 +105,12 @@ class Simulation:
             runner.close()
             self.evaluator.predict_rows = self.predictor
         return result | {"peak_rss_mb": peak_rss_mb()}
+
+    @property
+    def workers(self) -> int:
+        """Processes that train side by side; one where a GPU does the work."""
+        on_gpu = self.model.device.type == "cuda"
+        return 1 if on_gpu else worker_count(self.config, processor_count())
 
     @property
     def scored(self) -> torch.Tensor:
@@ -154,13 +162,14 @@ class Simulation:
         return row
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        row, scored = {}, self.scored
+        row: dict[str, float] = {}
+        scored = self.scored
         if self.evaluator.has(VAL):
             overall = self.evaluator.score(scored, VAL).overall
             row |= {f"val_{name}": value for name, value in overall.items()}
         if self._is_best(row.get("val_mAP", np.nan)):
             self.best = scored
-        if is_due(round, self.config):
+        if self._test_due(round):
             overall = self.evaluator.score(scored, TEST).overall
             row |= {f"test_{name}": value for name, value in overall.items()}
         return row
@@ -171,8 +180,14 @@ class Simulation:
         known = [value for value in previous if not np.isnan(value)]
         return not known or score > max(known)
 
+    def _test_due(self, round: int) -> bool:
+        """Whether the test set is scored after this round: now and then, and in the last five."""
+        config = self.config
+        return (round + 1) % config.eval_every == 0 or round >= config.rounds - LAST
+
     def _picture_due(self) -> bool:
-        return self.server.round % max(1, self.config.rounds // PICTURES) == 0
+        every = -(-self.config.rounds // PICTURES)  # rounded up, so there are never more
+        return self.server.round % every == 0
 
     def _checkpoint_due(self) -> bool:
         finished = self.server.round == self.config.rounds
@@ -180,12 +195,12 @@ class Simulation:
 
     def start_runner(self) -> SequentialRunner | ParallelRunner:
         """What trains the clients from now on, and predicts for the evaluator; to be closed."""
-        workers = worker_count(self.config, processor_count())
         parts = self.clients, self.method, self.predictor
-        if workers == 1 or self.model.device.type == "cuda":
+        runner: SequentialRunner | ParallelRunner
+        if self.workers == 1:
             runner = SequentialRunner(*parts)
         else:
-            runner = ParallelRunner(*parts, workers=workers)
+            runner = ParallelRunner(*parts, workers=self.workers)
         self.evaluator.predict_rows = runner.predict
         return runner
 

@@ -1,9 +1,10 @@
 """The losses of ``--loss``: their parameters, and what some of them remember of each image.
 
-A loss acts in three steps, each of which a class may replace: ``revise`` the targets and weights
-of a batch, take the ``values`` of its cells, ``reduce`` them to a number. What is remembered lies
-in ``client.memory`` by the site's own rows, so it is checkpointed and follows the client to any
-worker. Nothing is remembered of a pass without gradient, which only looks.
+A loss acts in three steps, each of which a class may replace: ``revise`` changes the targets and
+weights of a batch, ``values`` gives the losses of its cells, ``reduce`` turns them into a number.
+What is remembered lies in ``client.memory`` by the site's own rows, so it is checkpointed and
+follows the client to any worker. A pass without gradient only looks, and nothing is remembered of
+it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Loss:
         """The loss's parameters, set by ``--loss-param``."""
 
     def __init__(self, params: Any = None) -> None:
-        self.params = params if params is not None else self.Params()
+        self.params: Any = params if params is not None else self.Params()
 
     def __call__(
         self, client: Client, logits: Tensor, batch: Batch, *, balance: Tensor | None = None
@@ -184,7 +185,8 @@ class EarlyLearning(Loss):
     def values(self, client: Client, cells: Cells) -> Tensor:
         remembered = self._remember(client, cells)
         penalty = losses.early_learning_penalty(cells.logits, remembered)
-        return losses.bce(cells.logits, cells.target) + self.params.strength * penalty
+        strength: float = self.params.strength
+        return losses.bce(cells.logits, cells.target) + strength * penalty
 
     def _remember(self, client: Client, cells: Cells) -> Tensor:
         shape = (2, len(client.labels.observed), cells.logits.shape[1])
@@ -193,7 +195,8 @@ class EarlyLearning(Loss):
         if not cells.logits.requires_grad:
             return past
         now = losses.both_sides(cells.logits.detach())
-        mean = self.params.beta * past + (1 - self.params.beta) * now
+        beta: float = self.params.beta
+        mean = beta * past + (1 - beta) * now
         table[:, cells.rows] = mean.cpu().numpy()
         return mean
 
@@ -257,7 +260,7 @@ class LargeLoss(Loss):
 
     def count(self, cells: int, epoch: int) -> int:
         """How many cells are false negatives in an epoch, from 1."""
-        share = (min(epoch, self.params.epochs) - 1) * self.params.delta / 100
+        share: float = (min(epoch, self.params.epochs) - 1) * self.params.delta / 100
         return math.ceil(round(cells * share, 6))  # 5.000000001 is 5
 
     def worst(self, cells: Cells, suspects: Tensor, count: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Trains the clients of a round and predicts: in this process, or side by side in forked ones.
 
-Each client computes with one thread from its own derived seed, reports are handed on in the order
-of the clients, and images are predicted in the same batches wherever that is done, so the number of
-workers changes the time and nothing else.
+The number of workers changes the time and nothing else. Each client computes with one thread from
+its own derived seed, reports are handed on in the order of the clients, and images are predicted in
+the same batches wherever that is done.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.messages import Broadcast, Report
+from src.messages import NO_MODEL, Arrays, Broadcast, Report
 from src.models import PREDICT_BATCH
 
 if TYPE_CHECKING:
     from src.client import Client
     from src.methods.base import Method
     from src.models import Predictor
+
+
+Task = tuple[Any, ...]  # a function for the worker, the key of its answer, and what it is given
+Message = TypeVar("Message", Broadcast, Report)
+Packed = tuple[Any, np.ndarray]  # a message without its model, and the model
 
 
 class WorkError(RuntimeError):
@@ -90,26 +95,26 @@ class ParallelRunner:
 
     def run(self, message: Broadcast, selected: Sequence[int]) -> Iterator[Report]:
         """Yield the reports of the selected clients, in that order."""
-        arrays = _as_arrays(message)
+        sent = _packed(message)
 
-        def task(index: int) -> tuple:
-            return _train, index, self.clients[index].state(), arrays
+        def task(index: int) -> Task:
+            return _train, index, self.clients[index].state(), sent
 
         for index, (report, state) in self._answers(selected, task, f"round {message.round}"):
             self.clients[index].load_state(state)
-            yield _as_tensors(report)
+            yield _unpacked(report)
 
     def predict(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:
         """(n, C) probabilities of the chosen images by a (P,) vector."""
         starts = range(0, len(rows), PREDICT_BATCH)
 
-        def task(start: int) -> tuple:
+        def task(start: int) -> Task:
             return _predict, start, vector.numpy(), rows[start : start + PREDICT_BATCH]
 
         return np.concatenate([part for _, part in self._answers(starts, task, "evaluation")])
 
     def _answers(
-        self, keys: Sequence[int], task: Callable[[int], tuple], what: str
+        self, keys: Sequence[int], task: Callable[[int], Task], what: str
     ) -> Iterator[tuple[int, Any]]:
         """Hand the task of each key to whoever is free; yield key and answer in the keys' order.
 
@@ -121,11 +126,16 @@ class ParallelRunner:
             _give(connection, waiting, task, what)
         for key in keys:
             while key not in done:
-                for connection in wait(self._connections):
+                for connection in self._ready():
                     answered, answer = _take(connection, what)
                     done[answered] = answer
                     _give(connection, waiting, task, what)
             yield key, done.pop(key)
+
+    def _ready(self) -> list[Connection]:
+        """Those that have an answer, in no order; waits for one."""
+        ready = set(map(id, wait(self._connections)))
+        return [connection for connection in self._connections if id(connection) in ready]
 
     def close(self) -> None:
         """End the workers."""
@@ -137,7 +147,7 @@ class ParallelRunner:
 
 
 def _give(
-    connection: Connection, waiting: list[int], task: Callable[[int], tuple], what: str
+    connection: Connection, waiting: list[int], task: Callable[[int], Task], what: str
 ) -> None:
     if waiting:
         with _noticing_death(what):
@@ -181,28 +191,29 @@ def _work(
         return
 
 
-def _answer(act: Callable, *task: Any) -> Any:
+def _answer(act: Callable[..., Any], *task: Any) -> Any:
     try:
         return act(*task)
     except WorkError as error:
         return Failure(str(error))
 
 
-def _train(runner: SequentialRunner, index: int, state: dict, message: Broadcast) -> tuple:
-    """Report and state of a client."""
+def _train(runner: SequentialRunner, index: int, state: Arrays, sent: Packed) -> tuple[Any, Arrays]:
+    """Report, packed, and state of a client."""
     runner.clients[index].load_state(state)
-    (report,) = runner.run(_as_tensors(message), [index])
-    return _as_arrays(report), runner.clients[index].state()
+    (report,) = runner.run(_unpacked(sent), [index])
+    return _packed(report), runner.clients[index].state()
 
 
 def _predict(runner: SequentialRunner, _: int, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return runner.predict(torch.from_numpy(vector), rows)
 
 
-def _as_arrays(message: Broadcast | Report) -> Broadcast | Report:
+def _packed(message: Message) -> Packed:
     """For the pipe: tensors would travel through shared memory and cost a file handle each."""
-    return replace(message, model=message.model.numpy())
+    return replace(message, model=NO_MODEL), message.model.numpy()
 
 
-def _as_tensors(message: Broadcast | Report) -> Broadcast | Report:
-    return replace(message, model=torch.from_numpy(message.model))
+def _unpacked(packed: tuple[Message, np.ndarray]) -> Message:
+    message, model = packed
+    return replace(message, model=torch.from_numpy(model))

@@ -22,8 +22,11 @@ from utils_.datasets.base import ImageDataset
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """As in a run: one thread, so that sums are added in one order."""
-    torch.set_num_threads(1)
+    """As in a run: one thread, so that sums are added in one order; FEDNML_TEST_THREADS overrides.
+
+    More threads are for tests marked ``numerics``, which must hold in any order of adding.
+    """
+    torch.set_num_threads(int(os.environ.get("FEDNML_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

@@ -30,11 +30,12 @@ class Strength:
     hue: float = 0.0
 
 
-# Weak and published are FedNML's (methods.md 1.1; the strong view's two rotations are drawn as
-# one), strong is FedLSM's (methods.md 5) without its blur. The published one turns hues by up to 72
-# degrees: a fundus becomes green, and FedAvg learns next to nothing from it.
+# FedNML's weak view (docs/methods.md 1.1).
 WEAK = Strength(rotation=10, translation=0.02)
+# FedLSM's view (docs/methods.md 5) without its blur.
 STRONG = Strength(15, 0.1, scale=0.1, vertical_flip=True, brightness=0.2)
+# FedNML's strong view (docs/methods.md 1.1); its two rotations are drawn as one. It turns hues by
+# up to 72 degrees: a fundus becomes green, and FedAvg learns next to nothing from it.
 PUBLISHED = Strength(50, 0.1, 0.2, 10, True, 0.5, 0.5, 0.5, 0.2)
 AUGMENT = {"none": None, "weak": WEAK, "strong": STRONG, "published": PUBLISHED}
 
@@ -69,7 +70,7 @@ class Augmenter:
         return warp(self._normalise(batch), draws[:, :8], strength)
 
     def _normalise(self, batch: Tensor) -> Tensor:
-        """In place; whole pixel rows at a time, since a loop over three channels is slow."""
+        """Normalise in place, whole pixel rows at a time: a loop over three channels is slow."""
         mean, std = self._statistics(batch.device, batch.shape[3])
         rows = batch.permute(0, 2, 3, 1).view(len(batch), batch.shape[2], -1)  # of channels-last
         rows.sub_(mean).div_(std)
@@ -78,13 +79,19 @@ class Augmenter:
     def _statistics(self, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each number in a pixel row, (3 W,), on the device."""
         if (device, width) not in self._repeated:
-            both = (t.to(device).repeat(width) for t in (self.mean, self.std))
-            self._repeated[device, width] = tuple(both)
+            mean, std = (t.to(device).repeat(width) for t in (self.mean, self.std))
+            self._repeated[device, width] = (mean, std)
         return self._repeated[device, width]
 
 
 def warp(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
-    """Rotate, shift, scale, shear and flip by one affine grid; draws is (B, 8) in [0, 1)."""
+    """Rotate, shift, scale, shear and flip images (B, 3, H, W) by one affine grid.
+
+    Args:
+        batch: the images.
+        draws: (B, 8) in [0, 1).
+        strength: the half-widths of the draws.
+    """
     grid = affine_grid(affine_rows(draws, strength), *batch.shape[2:])
     moved = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
     return moved.contiguous(memory_format=torch.channels_last)
@@ -111,10 +118,14 @@ def affine_rows(draws: Tensor, strength: Strength) -> Tensor:
 
 
 def affine_grid(rows: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel of (B, 2, 3) maps comes from, (B, H, W, 2), as torch's ``affine_grid``.
+    """Where each pixel comes from under the maps (B, 2, 3), as torch's ``affine_grid`` says.
 
-    The same numbers on a CPU, to the bit, at a tenth of the time: torch multiplies a matrix of
-    ones and coordinates for each image, here a row and a column of products are added up.
+    It takes a tenth of the time on a CPU: torch multiplies a matrix of ones and coordinates for
+    each image, while here a row and a column of products are added. The numbers are torch's but
+    for float32 rounding, since how a matrix product rounds depends on the processor.
+
+    Returns:
+        (B, H, W, 2): x and y in [-1, 1] over the image.
     """
     x, y = (
         torch.linspace(-1, 1, side, device=rows.device) * (side - 1) / side
@@ -126,10 +137,15 @@ def affine_grid(rows: Tensor, height: int, width: int) -> Tensor:
 
 
 def jitter_colour(batch: Tensor, draws: Tensor, strength: Strength) -> Tensor:
-    """Brightness, contrast, saturation and hue; draws is (B, 4) in [0, 1), batch in [0, 1].
+    """Change brightness, contrast, saturation and hue of images (B, 3, H, W) in [0, 1].
 
-    Hue is a rotation of the colour plane about the grey axis, a linear map that is close to the
-    HSV shift of the original pipeline and needs no conversion per pixel.
+    Hue is a rotation of the colour plane about the grey axis. This linear map is close to the HSV
+    shift of the original pipeline and needs no conversion per pixel.
+
+    Args:
+        batch: the images.
+        draws: (B, 4) in [0, 1).
+        strength: the half-widths of the draws.
     """
     signed = (draws * 2 - 1).view(-1, 4, 1, 1, 1)
     batch = batch * (1 + signed[:, 0] * strength.brightness)
@@ -154,12 +170,12 @@ def _hue_rotation(angle: Tensor) -> Tensor:
     return cos * torch.eye(3, device=angle.device) + sin * cross + (1 - cos) * outer
 
 
-def channel_statistics(images, rows) -> tuple[Tensor, Tensor]:
+def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over the given images, scaled to [0, 1].
 
     Args:
-        images: (N, H, W, 3) uint8 array.
-        rows: indices of the images to use; read in chunks.
+        images: (N, H, W, 3) uint8, read in chunks.
+        rows: indices of the images to use.
 
     Returns:
         Two (3,) float32 tensors; a constant channel gets a deviation of 1.
@@ -178,18 +194,19 @@ def channel_statistics(images, rows) -> tuple[Tensor, Tensor]:
 
 
 def mix_up(batch: Any, *, alpha: float, draw: np.random.Generator) -> Any:
-    """MixUp: each image with another, both in random shares that add up to 1 (ICLR 2018).
+    """MixUp (Zhang et al., ICLR 2018): mix each image with another, in shares that add up to 1.
 
-    A label enters with its image's share of the weight; so a cell that only one image knows keeps
-    that image's label at less weight, and a loss linear in the target is the mixture of the two
-    labels' losses. An image's own share is the larger one: over a random order that is the same
-    distribution, and what is remembered by rows stays with the image that rules the mixture.
+    - A label enters with its image's share of the weight. So a cell that only one of the images
+      knows keeps that image's label at less weight, and a loss that is linear in the target is the
+      mixture of the two labels' losses.
+    - An image's own share is the larger one. Over a random order that is the same distribution,
+      and what is remembered by rows stays with the image that rules the mixture.
 
     Args:
-        batch: a dataclass with ``images`` (B, ...), ``target`` (B, C) in [0, 1], 0 where weight
-            is 0, and ``weight`` (B, C) at least 0.
+        batch: a dataclass with ``images`` (B, ...), ``target`` (B, C) in [0, 1], 0 where the
+            weight is 0, and ``weight`` (B, C) at least 0.
         alpha: both parameters of the Beta distribution; 0 changes nothing.
-        draw: where share and order come from.
+        draw: where the share and the order come from.
 
     Returns:
         The batch with the three fields replaced.

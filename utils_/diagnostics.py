@@ -1,7 +1,7 @@
 """How good a client's labels have become, judged with the truth; called by the evaluator alone.
 
-All figures come from counts that add up over clients, so a pooled figure is the figure of all
-clients' images together. ``label_counts`` counts, ``pool`` adds and divides.
+:func:`label_counts` counts, :func:`pool` adds the counts and divides. Counts add up over clients,
+so a pooled figure is that of all clients' images together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from utils_.labels import CORRECTED, PSEUDO, LabelState
 from utils_.metrics import THRESHOLD
 
-# figure: (count above the line, count below the line); left out when the latter is 0
+# figure: (count above the line, count below the line); left out where the latter is 0
 RATIOS = {
     "noise_precision": ("flagged_and_noisy", "flagged_images"),
     "noise_recall": ("flagged_and_noisy", "judged_noisy_images"),
@@ -54,15 +54,16 @@ def label_counts(
 ) -> dict[str, float]:
     """Count what a client's labels get right and wrong.
 
-    An image is noisy when any annotated cell differs from the truth; images without an annotated
-    cell of known truth are not judged. Targets count as present from 0.5 on, and only cells of
-    weight above 0 count, since training does not see the others.
+    - An image is noisy where any annotated cell differs from the truth. Images without an annotated
+      cell of known truth are not judged.
+    - A target counts as present from 0.5 on.
+    - Of targets only the cells of weight above 0 count, since training does not see the others.
 
     Args:
         labels: the client's labels, n images by C classes.
         true: (n, C) of 0, 1 and NaN where the files give none; such cells are left out.
-        noise: (n, C) bool, cells that the simulation made wrong; one counts where this client
-            really reads the wrong value (the clean-label bound does not).
+        noise: (n, C) bool, cells that the simulation made wrong. A cell counts only where this
+            client's observed value is wrong too: the clean-label bound is given true values.
         noise_score: (n,) higher where the method finds an image more suspect, NaN where it has no
             opinion; None when the method has no score.
         flagged: (n,) bool, images that the method takes for noisy; None when it does not say.
@@ -143,17 +144,19 @@ def _target_counts(labels: LabelState, true: np.ndarray) -> dict[str, int]:
             f"{name}_judged": cells & known,
             f"{name}_right": cells & right,
         }
-    return {name: np.count_nonzero(cells) for name, cells in counts.items()}
+    return {name: int(np.count_nonzero(cells)) for name, cells in counts.items()}
 
 
 def _flag_counts(flagged: np.ndarray, noisy: np.ndarray) -> dict[str, int]:
-    both = np.count_nonzero(flagged & noisy)
+    claimed, wrong, both = (
+        int(np.count_nonzero(images)) for images in (flagged, noisy, flagged & noisy)
+    )
     return {
-        "flagged_images": np.count_nonzero(flagged),
-        "judged_noisy_images": np.count_nonzero(noisy),
+        "flagged_images": claimed,
+        "judged_noisy_images": wrong,
         "flagged_and_noisy": both,
         "flagged_and_noisy_twice": 2 * both,
-        "flagged_plus_noisy": np.count_nonzero(flagged) + np.count_nonzero(noisy),
+        "flagged_plus_noisy": claimed + wrong,
     }
 
 

@@ -22,6 +22,7 @@ class LabelState:
     """
 
     def __init__(self, observed: np.ndarray) -> None:
+        """Start from what the annotators wrote: (N, C) of 0, 1 and NaN where nobody looked."""
         self.observed = np.array(observed, dtype=np.float32)
         self.annotated = ~np.isnan(self.observed)
         self._target = np.where(self.annotated, self.observed, 0).astype(np.float32)
@@ -44,7 +45,8 @@ class LabelState:
     @property
     def annotated_classes(self) -> np.ndarray:
         """(C,) bool: classes with at least one annotated cell."""
-        return self.annotated.any(axis=0)
+        classes: np.ndarray = np.any(self.annotated, axis=0)
+        return classes
 
     def correct(
         self, cells: np.ndarray, values: np.ndarray, *, weight: float | np.ndarray = 1.0
@@ -59,15 +61,16 @@ class LabelState:
         Raises:
             ValueError: a value or weight at ``cells`` is outside [0, 1] or not a number.
         """
-        values = np.broadcast_to(np.asarray(values, dtype=np.float32), cells.shape)[cells]
-        weight = np.broadcast_to(np.asarray(weight, dtype=np.float32), cells.shape)[cells]
-        for name, array in (("value", values), ("weight", weight)):
+        new = np.broadcast_to(np.asarray(values, dtype=np.float32), cells.shape)[cells]
+        weights = np.broadcast_to(np.asarray(weight, dtype=np.float32), cells.shape)[cells]
+        for name, array in (("value", new), ("weight", weights)):
             if not ((array >= 0) & (array <= 1)).all():
                 raise ValueError(f"label {name} outside [0, 1]")
-        self._target[cells], self._weight[cells] = values, weight
-        kept = self.annotated[cells] & (values == self.observed[cells])
+        self._target[cells], self._weight[cells] = new, weights
+        kept = self.annotated[cells] & (new == self.observed[cells])
         annotated = np.where(kept, OBSERVED, CORRECTED)
-        self._status[cells] = np.where(self.annotated[cells], annotated, PSEUDO)
+        guessed = np.where(weights > 0, PSEUDO, MISSING)  # a weight of 0 takes a guess back
+        self._status[cells] = np.where(self.annotated[cells], annotated, guessed)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return copies of the arrays that change, for a checkpoint."""
@@ -88,13 +91,15 @@ class Oracle:
         self._noisy = np.array(noisy, dtype=np.float32)
 
     def true(self, rows: np.ndarray) -> np.ndarray:
-        """True labels of the given images, NaN where the files give none."""
-        return self._true[rows]
+        """(rows, C) true labels of the given images, NaN where the files give none."""
+        labels: np.ndarray = self._true[rows]
+        return labels
 
     def noise(self, rows: np.ndarray) -> np.ndarray:
         """(rows, C) bool: cells whose observed value would differ from the true one."""
         true, noisy = self._true[rows], self._noisy[rows]
-        return (true != noisy) & ~np.isnan(true) & ~np.isnan(noisy)
+        wrong: np.ndarray = (true != noisy) & ~np.isnan(true) & ~np.isnan(noisy)
+        return wrong
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

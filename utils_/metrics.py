@@ -29,17 +29,19 @@ class Metrics:
 def multilabel_metrics(probability: np.ndarray, truth: np.ndarray) -> Metrics:
     """Score probabilities of C findings on N images.
 
-    Per class, over the images whose cell is known: average precision and AUROC as scikit-learn
-    defines them (tied scores count as one threshold), and at threshold 0.5 (``>=``) precision,
-    recall and F1, where 0/0 counts as 0, and balanced accuracy, the mean of the true positive and
-    the true negative rate. AP of a class without positives is NaN; so are AUROC and balanced
-    accuracy of a class without positives or without negatives.
+    Per class, over the images whose cell is known:
 
-    Means over classes leave out the classes without positives, for AUROC and balanced accuracy
-    also those without negatives. ``hamming_loss`` and ``ece`` go over every known cell. ``ece`` is
-    the expected calibration error (Guo et al., ICML 2017) of the probability of presence: the mean
-    over 15 bins of equal width, weighted by their cells, of |mean probability - share present|.
-    A mean over nothing is NaN.
+    - average precision and AUROC as scikit-learn defines them: tied scores count as one threshold;
+    - at threshold 0.5 (``>=``) precision, recall and F1, where 0/0 counts as 0;
+    - balanced accuracy at that threshold, the mean of the true positive and the true negative rate.
+
+    AP of a class without positives is NaN. So are AUROC and balanced accuracy of a class without
+    positives or without negatives. Means over classes leave out the classes without positives, for
+    AUROC and balanced accuracy also those without negatives.
+
+    Over all known cells: ``hamming_loss``, and ``ece``, the expected calibration error (Guo et al.,
+    ICML 2017) of the probability of presence. It is the mean of |mean probability - share present|
+    over 15 bins of equal width, weighted by their cells. A mean over nothing is NaN.
 
     Args:
         probability: (N, C) float in [0, 1].
@@ -66,14 +68,17 @@ def multilabel_metrics(probability: np.ndarray, truth: np.ndarray) -> Metrics:
 def annotated_missing_means(per_class_ap: np.ndarray, annotated: np.ndarray) -> dict[str, float]:
     """Compare the classes that a client annotates with those it does not.
 
-    ``mAP_annotated`` is the mean AP over all pairs (client, class) where the client annotates the
-    class, ``mAP_missing`` over all pairs where it does not; so a class counts once for each such
-    client. The model is the same for all clients. Classes without AP (NaN) are left out, and a key
-    is left out when no pair remains.
+    The model is the same for all clients, so a class counts once for each client of the kind.
+    Classes without AP (NaN) are left out.
 
     Args:
         per_class_ap: (C,) AP, NaN where undefined.
         annotated: (K, C) bool, True where client k annotates class c.
+
+    Returns:
+        ``mAP_annotated``, the mean AP over all pairs (client, class) where the client annotates the
+        class, and ``mAP_missing``, over all pairs where it does not. A key without any pair is left
+        out.
     """
     annotated = np.asarray(annotated, dtype=bool)
     ap = np.broadcast_to(per_class_ap, annotated.shape)
@@ -168,10 +173,11 @@ def _sort_keys(probability: np.ndarray, positive: np.ndarray) -> np.ndarray:
     several times faster than an argsort, carries the labels along.
     """
     unsigned = np.uint32 if probability.dtype == np.float32 else np.uint64
-    bits = np.ascontiguousarray(probability.T).view(unsigned)
-    one = np.ones(1, dtype=probability.dtype).view(unsigned)
+    bits: np.ndarray = np.ascontiguousarray(probability.T).view(unsigned)
+    one: np.ndarray = np.ones(1, dtype=probability.dtype).view(unsigned)
     # The shift also drops the sign bit, so that -0.0 ties with 0.0.
-    return ((one - bits) << 1) | positive.T
+    keys: np.ndarray = ((one - bits) << 1) | positive.T
+    return keys
 
 
 def _thresholded(
@@ -215,28 +221,29 @@ def _over_cells(
     probability: np.ndarray, predicted: np.ndarray, positive: np.ndarray, known: np.ndarray | None
 ) -> dict[str, float]:
     """Hamming loss and expected calibration error over all known cells."""
-    if known is None:
-        known = np.s_[:]
-    probability, positive = probability[known].ravel(), positive[known].ravel()
+    judged = slice(None) if known is None else known
+    probability, positive = probability[judged].ravel(), positive[judged].ravel()
     if not probability.size:
         return {"hamming_loss": float("nan"), "ece": float("nan")}
     bins = np.minimum((probability * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
     gap = np.bincount(bins, probability - positive.astype(probability.dtype))
     return {
-        "hamming_loss": float((predicted[known].ravel() != positive).mean()),
+        "hamming_loss": float((predicted[judged].ravel() != positive).mean()),
         "ece": float(np.abs(gap).sum() / probability.size),
     }
 
 
 def _count(cells: np.ndarray) -> np.ndarray:
-    return np.count_nonzero(cells, axis=0).astype(np.int64)
+    counts: np.ndarray = np.count_nonzero(cells, axis=0).astype(np.int64)
+    return counts
 
 
 def _ratio(
     numerator: np.ndarray, denominator: np.ndarray, *, undefined: float = np.nan
 ) -> np.ndarray:
     out = np.full(denominator.shape, undefined, dtype=np.float64)
-    return np.divide(numerator, denominator, out=out, where=denominator > 0)
+    np.divide(numerator, denominator, out=out, where=denominator > 0)
+    return out
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,9 +1,10 @@
 """Missing labels: which cells of the training rows nobody annotated.
 
-Every type is coupled: the random numbers belong to the client and class, or to the image and its
-cells, and never to the amount, so hiding more only adds hidden cells. ``classes``, ``cells`` and
-``images`` read no label value. ``positive_only`` and ``single_positive`` must: what is hidden there
-depends on what the annotator would have written, so the mask itself says something about it.
+- Every type is coupled. The random numbers belong to the client and class, or to the image and its
+  cells, and never to the amount, so hiding more only adds hidden cells.
+- ``classes``, ``cells`` and ``images`` read no label value.
+- ``positive_only`` and ``single_positive`` must read them. What they hide depends on what the
+  annotator would have written, so the mask itself says something about the labels.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class HidableCells:
     @property
     def known(self) -> np.ndarray:
         """(N, C) bool, training cells with a label."""
-        return ~np.isnan(self.labels) & (self.client >= 0)[:, None]
+        cells: np.ndarray = ~np.isnan(self.labels) & (self.client >= 0)[:, None]
+        return cells
 
     def uniform(self, name: str, *shape: int) -> np.ndarray:
         """Numbers in [0, 1), from the stream ``name``."""
@@ -143,15 +145,16 @@ def hide_classes(cells: HidableCells, missing: float | int) -> np.ndarray:
             f"use --missing {most} or less, or --clients {needed} or more"
         )
     ranks = class_ranks(clients, classes, data_seed=cells.data_seed)
-    return (ranks < classes - hidden)[cells.client]
+    visible: np.ndarray = (ranks < classes - hidden)[cells.client]
+    return visible
 
 
 def class_ranks(clients: int, classes: int, *, data_seed: int) -> np.ndarray:
-    """Rank the classes of each client once; a client that keeps a classes keeps ranks below a.
+    """Rank the classes of each client once; a client that keeps m classes keeps ranks below m.
 
-    The classes are dealt at random and evenly, and each client ranks those dealt to it first, the
-    others after them, both at random. No client is dealt more than ceil(C/K), so wherever
-    K a >= C each class is kept by the client it was dealt to: one ranking serves every count.
+    The classes are dealt to the clients at random and evenly. Each client ranks those dealt to it
+    first and the others after them, both at random. No client is dealt more than ceil(C/K), so
+    wherever K m >= C each class is kept by the client it was dealt to: one ranking serves every m.
 
     Returns:
         (K, C) int, each row a permutation of 0 .. C-1.
@@ -171,6 +174,9 @@ def hide_cells(cells: HidableCells, missing: float | int) -> np.ndarray:
 
     Of every class and of every client the cell with the largest random number always stays.
 
+    Returns:
+        (N, C) bool, True = visible.
+
     Raises:
         UserError: a share outside [0, 1), or a count outside 0 .. C - 1.
     """
@@ -180,14 +186,18 @@ def hide_cells(cells: HidableCells, missing: float | int) -> np.ndarray:
         hidden = np.argsort(np.argsort(key, axis=1), axis=1) < missing
     else:
         hidden = key < missing
-    return ~hidden | _last(cells, np.zeros_like(hidden), key)
+    visible: np.ndarray = ~hidden | _last(cells, np.zeros_like(hidden), key)
+    return visible
 
 
 def hide_images(cells: HidableCells, missing: float | int) -> np.ndarray:
     """Hide all labels of some images: floor(share * n_k + 1/2) of each client, or a count.
 
-    The image with the largest random number always stays labelled, of every class (among images
-    with a label for it) and of every client.
+    Of every class (among the images with a label for it) and of every client the image with the
+    largest random number always stays labelled.
+
+    Returns:
+        (N, C) bool, True = visible.
 
     Raises:
         UserError: a share outside [0, 1), or a count that leaves a client or class without label.
@@ -199,7 +209,7 @@ def hide_images(cells: HidableCells, missing: float | int) -> np.ndarray:
         )
     key = cells.uniform("images", len(cells.client))
     by_cell = np.broadcast_to(key[:, None], cells.labels.shape)
-    stays = _last(cells, np.zeros(cells.labels.shape, dtype=bool), by_cell).any(axis=1)
+    stays = np.any(_last(cells, np.zeros(cells.labels.shape, dtype=bool), by_cell), axis=1)
     return np.broadcast_to(
         ~_chosen_images(cells, missing, key, stays)[:, None], by_cell.shape
     ).copy()
@@ -211,6 +221,9 @@ def hide_negatives(cells: HidableCells, missing: float | int) -> np.ndarray:
     Share 1.0 is positive-only annotation throughout. A class or client without any positive keeps
     one negative, so that each is annotated somewhere.
 
+    Returns:
+        (N, C) bool, True = visible.
+
     Raises:
         UserError: a share outside [0, 1], or a count above the images of a client.
     """
@@ -220,8 +233,8 @@ def hide_negatives(cells: HidableCells, missing: float | int) -> np.ndarray:
 def hide_but_one(cells: HidableCells, missing: float | int) -> np.ndarray:
     """Leave of some images a single positive, drawn at random; else as :func:`hide_negatives`.
 
-    The single-positive setting of Cole et al., CVPR 2021. A class that by chance would stay
-    nowhere keeps one more positive.
+    This is the single-positive setting of Cole et al., CVPR 2021. A class that by chance would
+    stay nowhere keeps one more positive.
     """
     positive = cells.labels == 1
     key = np.where(positive, cells.uniform("positive", *positive.shape), -1)
@@ -239,7 +252,8 @@ def _hide_but(cells: HidableCells, kept: np.ndarray, missing: float | int) -> np
     key = cells.uniform("images", len(cells.client))
     chosen = _chosen_images(cells, missing, key, np.zeros(len(key), dtype=bool))
     positives_first = (cells.labels == 1) + cells.uniform("cells", *cells.labels.shape)
-    return ~chosen[:, None] | kept | _last(cells, kept, positives_first)
+    visible: np.ndarray = ~chosen[:, None] | kept | _last(cells, kept, positives_first)
+    return visible
 
 
 def _chosen_images(
@@ -266,10 +280,10 @@ def _chosen_images(
 
 
 def _last(cells: HidableCells, visible: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """(N, C) bool: the cell of largest ``key`` of each class and client that sees none otherwise.
+    """(N, C) bool: a cell for each class and each client that would see none otherwise.
 
-    ``visible`` is what stays when as much is hidden as can be. It does not depend on the amount,
-    and so the result does not.
+    It is the one of largest ``key``. ``visible`` (N, C) is what stays when as much is hidden as can
+    be. It does not depend on the amount, and so the result does not.
     """
     known = cells.known
     key, last = np.where(known, key, -1), np.zeros_like(known)
@@ -286,11 +300,11 @@ def _last(cells: HidableCells, visible: np.ndarray, key: np.ndarray) -> np.ndarr
     return last
 
 
-def _is_count(missing: object) -> bool:
+def _is_count(missing: float | int) -> bool:
     return isinstance(missing, Integral) and not isinstance(missing, bool)
 
 
-def _is_share(missing: object) -> bool:
+def _is_share(missing: float | int) -> bool:
     return isinstance(missing, Real) and not isinstance(missing, bool) and 0 <= missing <= 1
 
 

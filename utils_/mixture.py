@@ -1,6 +1,7 @@
 """Mixtures of two Gaussians: noisy samples told from clean ones, numbers told into two groups.
 
-One fit by scikit-learn serves all. It runs on one thread, since sums must not depend on the cores.
+One fit by scikit-learn serves all. It runs on one thread, since sums must not depend on the number
+of cores.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def fit_two(values: np.ndarray, *, seed: int, **options: Any) -> tuple[GaussianM
     return mixture, posterior
 
 
-def _single_thread() -> AbstractContextManager[Any]:
+def _single_thread() -> AbstractContextManager[object]:
     """Hold every thread pool to one thread. Import the libraries first: pools are found once."""
-    return _controller().limit(limits=1)
+    limit: AbstractContextManager[object] = _controller().limit(limits=1)
+    return limit
 
 
 @cache
@@ -85,10 +87,12 @@ def split_noisy(
 ) -> NoiseSplit:
     """Fit a mixture to standardised (agreement, loss), two values an image.
 
-    The noisy component is the one whose mean agreement is smaller. Nothing counts as noisy when
-    the question has no answer: too few images, a feature without spread, values that are not
-    finite, or components whose means lie less than ``min_gap`` standard deviations of the
-    data apart in either feature or contradict each other (clean data).
+    The noisy component is the one whose mean agreement is smaller. Nothing counts as noisy where
+
+    - there are too few images;
+    - a feature has no spread, or a value is not finite;
+    - the means of the components lie less than ``min_gap`` standard deviations of the data apart in
+      either feature, or contradict each other: so it is with clean data.
 
     Args:
         agreement: (N,) how well predictions agree with the labels, in [0, 1].
@@ -131,9 +135,9 @@ def _nothing(count: int, reason: str) -> NoiseSplit:
 def upper_group(values: np.ndarray, *, seed: int) -> np.ndarray:
     """Posterior of the component with the larger mean.
 
-    It is 0 at and below the lower mean, 1 at and above the upper one, whatever the variances are;
-    so a wide component never claims the far end of the other. Nothing is told apart where fewer
-    than two different numbers are known: then every posterior is 0.
+    It is 0 at and below the lower mean and 1 at and above the upper one, whatever the variances
+    are, so a wide component never claims the far end of the other. Where fewer than two different
+    numbers are known, nothing is told apart and every posterior is 0.
 
     Args:
         values: (n,); what is not finite is unknown and gets 0.

@@ -17,7 +17,7 @@ NOT_HEARD, CLEAN, NOISY = -1, 0, 1
 
 
 def class_losses(probability: np.ndarray, observed: np.ndarray, *, min_cells: int) -> np.ndarray:
-    """Mean cross-entropy of the given labels of each class, apart for negatives and positives.
+    """Mean cross-entropy of each class's given labels, for negatives and positives apart.
 
     Args:
         probability: (n, C) in [0, 1].
@@ -49,17 +49,19 @@ def hear(
     min_gap: float,
     fill_minimum: bool = False,
 ) -> None:
-    """Take the ``losses`` that sites told and vote anew among all that have been heard.
+    """Take the losses that sites told and vote anew among all that have been heard.
 
-    Keeps ``memory["losses"]``, (K, F) with NaN where nothing was told, and ``memory["noisy"]``,
-    (K,) int8 of NOT_HEARD, CLEAN and NOISY; without a told loss both are left alone.
+    Two entries of ``memory`` are kept; where no loss was told, both are left alone:
+
+    - ``losses``, (K, F) float32, NaN where nothing was told;
+    - ``noisy``, (K,) int8 of NOT_HEARD, CLEAN and NOISY.
 
     Args:
         memory: the server's.
-        reports: those of a round.
+        reports: those of a round, each with the number ``client`` and ``extras["losses"]``.
         clients: K.
-        seeds, min_gap: of :func:`vote_noisy`.
-        fill_minimum: of :func:`normalised`.
+        seeds, min_gap: see :func:`vote_noisy`.
+        fill_minimum: see :func:`normalised`.
     """
     told = {report.client: report.extras["losses"].ravel() for report in reports}
     if not told:
@@ -76,12 +78,13 @@ def hear(
 
 
 def normalised(losses: np.ndarray, *, fill_minimum: bool) -> np.ndarray:
-    """Columns of a (K, F) table brought to [0, 1]; those without two different values left out.
+    """Bring the columns of a table to [0, 1]; those without two different values are left out.
 
     Args:
-        losses: NaN where undefined.
-        fill_minimum: an undefined entry becomes 0, the best of its column; otherwise the mean of
-            its row, so that what a site does not annotate speaks neither for nor against it.
+        losses: (K, F), NaN where undefined.
+        fill_minimum: an undefined entry becomes 0, the best of its column. Otherwise it becomes the
+            mean of its row, so that what a site does not annotate speaks neither for nor against
+            it.
     """
     known = ~np.isnan(losses)
     least = np.where(known, losses, np.inf).min(axis=0)
@@ -94,16 +97,19 @@ def normalised(losses: np.ndarray, *, fill_minimum: bool) -> np.ndarray:
 
 
 def vote_noisy(table: np.ndarray, *, seeds: Sequence[int], min_gap: float) -> np.ndarray:
-    """(K,) bool, sites in the group of larger losses; the set that most mixtures agree on.
+    """Tell the noisy sites by vote: each mixture names the group of larger losses.
 
-    A two-component Gaussian mixture is fitted once a seed; of sets named equally often the first
-    wins. Nobody is noisy where fewer than two rows differ, or where the mean losses of the two
-    groups lie no more than ``min_gap`` apart.
+    A mixture of two Gaussians is fitted for each seed. The set that most of them name wins, of sets
+    named equally often the first. Nobody is noisy where fewer than two rows differ, or where the
+    mean losses of the two groups lie no more than ``min_gap`` apart.
 
     Args:
         table: (K, F) in [0, 1], see :func:`normalised`.
         seeds: of the mixtures.
-        min_gap: least difference of the groups' mean losses.
+        min_gap: the difference of the groups' mean losses must be above it.
+
+    Returns:
+        (K,) bool.
     """
     nobody = np.zeros(len(table), bool)
     if not table.size or len(np.unique(table, axis=0)) < 2:
@@ -118,19 +124,20 @@ def vote_noisy(table: np.ndarray, *, seeds: Sequence[int], min_gap: float) -> np
 
 def _group_of_larger_losses(table: np.ndarray, seed: int) -> np.ndarray:
     mixture, posterior = fit_two(table, seed=seed)
-    return posterior.argmax(axis=1) == int(np.argmax(mixture.means_.sum(axis=1)))
+    named: np.ndarray = posterior.argmax(axis=1) == int(np.argmax(mixture.means_.sum(axis=1)))
+    return named
 
 
 # ---- how much a noisy site counts
 
 
 def weighed(reports: Iterable[Any], verdict: np.ndarray, *, own: int) -> Iterator[Any]:
-    """The reports, ascending, those of noisy sites with less weight (FedNoRo's DaAgg).
+    """Yield the reports by client number, those of noisy sites with less weight (FedNoRo's DaAgg).
 
     Args:
-        reports: those of a round.
+        reports: those of a round, dataclasses with ``client``, ``model``, ``samples``, ``credit``.
         verdict: (K,) of NOT_HEARD, CLEAN and NOISY.
-        own: the first so many numbers are parameters, of which the distance is taken.
+        own: so many numbers at the start of a model are parameters; they make the distance.
     """
     held = sorted(reports, key=lambda report: report.client)
     noisy = verdict[[report.client for report in held]] == NOISY
@@ -140,18 +147,21 @@ def weighed(reports: Iterable[Any], verdict: np.ndarray, *, own: int) -> Iterato
 
 
 def closeness(vectors: Sequence[Tensor], noisy: np.ndarray) -> np.ndarray:
-    """(n,) factors in [1/e, 1] for models: exp(-d), d the distance from the nearest clean one.
+    """Factors for models: exp(-d), d the distance from the nearest clean one over its maximum.
 
-    d is 0 for clean models and divided by its maximum. All factors are 1 where everybody is noisy
-    or nobody, and where no distance differs from 0.
+    d is 0 for clean models. All factors are 1 where everybody is noisy or nobody is, and where no
+    distance differs from 0.
 
     Args:
         vectors: n tensors (P,).
         noisy: (n,) bool.
+
+    Returns:
+        (n,) float64 in [1/e, 1].
     """
     distance = np.zeros(len(vectors))
-    clean = np.flatnonzero(~noisy)
-    for k in np.flatnonzero(noisy) if len(clean) else ():
+    clean = np.flatnonzero(~noisy).tolist()
+    for k in np.flatnonzero(noisy).tolist() if clean else ():
         distance[k] = min(float(torch.dist(vectors[k], vectors[j])) for j in clean)
     largest = distance.max(initial=0)
     return np.exp(-distance / largest) if largest > 0 else np.ones(len(vectors))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field, fields, replace
+from dataclasses import Field, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,12 @@ from utils_.errors import UserError, nearest
 
 
 def param(default: float | bool, help: str, low: float = 0.0, high: float = 1.0) -> Any:
-    """A parameter: default, meaning and closed range."""
+    """A field of ``Params``: its default, its meaning and its closed range."""
     return field(default=default, metadata={"help": help, "range": (low, high)})
 
 
 def parse_params(
-    owner: type, given: dict[str, Any], *, flag: str = "--param", kind: str = "method"
+    owner: type[Any], given: dict[str, Any], *, flag: str = "--param", kind: str = "method"
 ) -> Any:
     """Build ``owner.Params`` from key=value pairs, checked by the fields' types and ranges.
 
@@ -25,6 +25,9 @@ def parse_params(
         given: the pairs.
         flag: the option they came from, for the message.
         kind: what ``owner`` is, for the message.
+
+    Returns:
+        An instance of ``owner.Params``.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or out of range.
@@ -39,8 +42,8 @@ def parse_params(
     return params
 
 
-def _convert(entry: Any, value: Any, flag: str) -> Any:
-    kind = {"bool": bool, "int": int, "float": float}[str(entry.type)]
+def _convert(entry: Field[Any], value: Any, flag: str) -> float:
+    kind: type[float] = {"bool": bool, "int": int, "float": float}[str(entry.type)]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {bool: isinstance(value, bool), int: number and float(value).is_integer(), float: number}
     if not fits[kind]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHARE = 0.5  # of a GPU's free memory, the most that resident images take
+SHARE = 0.5  # resident images take at most this share of a GPU's free memory
 
 
 class Pixels:
@@ -21,7 +21,8 @@ class Pixels:
         """Prepare for a device.
 
         Args:
-            room: bytes that images may take there; by default none on a CPU, and half of what is
+            device: where batches go.
+            room: bytes that images may take there. By default none on a CPU, and half of what is
                 free on a GPU.
         """
         self._device, self._room = device, room

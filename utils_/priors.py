@@ -24,7 +24,7 @@ def class_counts(labels: LabelState) -> dict[str, np.ndarray]:
 
 def class_prior(positives: np.ndarray, annotated: np.ndarray) -> np.ndarray:
     """(C,) float32 share of positives; NaN for a class without annotated cells."""
-    share = np.where(annotated > 0, positives, np.nan) / np.maximum(annotated, 1)
+    share: np.ndarray = np.where(annotated > 0, positives, np.nan) / np.maximum(annotated, 1)
     return share.astype(np.float32)
 
 
@@ -33,15 +33,17 @@ def capped_prior(prior: np.ndarray) -> np.ndarray:
 
     See :func:`utils_.pseudo_labels.absence`.
     """
-    return np.nan_to_num(prior, nan=0.5).clip(1e-4, 0.5).astype(np.float32)
+    share: np.ndarray = np.nan_to_num(prior, nan=0.5)
+    return share.clip(1e-4, 0.5).astype(np.float32)
 
 
 def log_prior_odds(positives: np.ndarray, annotated: np.ndarray) -> np.ndarray:
-    """(C,) log odds of the share of positives, half a cell added to either count.
+    """(C,) log odds of the share of positives, the binary form of a log prior.
 
-    0 for a class without annotated cells; the binary form of a log prior.
+    Half a cell is added to either count, so a class without annotated cells has 0.
     """
-    return np.log((positives + 0.5) / (annotated - positives + 0.5))
+    odds: np.ndarray = np.log((positives + 0.5) / (annotated - positives + 0.5))
+    return odds
 
 
 def log_odds(labels: LabelState, shared: np.ndarray | None = None) -> Tensor:
@@ -49,8 +51,8 @@ def log_odds(labels: LabelState, shared: np.ndarray | None = None) -> Tensor:
 
     Args:
         labels: those of the site.
-        shared: (C,) share of positives at all sites, for the classes that this one does not
-            annotate; NaN, where nobody knows, gives 0. None gives 0 for all of them.
+        shared: (C,) share of positives at all sites, read for the classes that this one does not
+            annotate. NaN, where nobody knows it, gives 0; None gives 0 for all of them.
     """
     own = torch.from_numpy(log_prior_odds(**class_counts(labels)))
     if shared is None:
@@ -60,7 +62,7 @@ def log_odds(labels: LabelState, shared: np.ndarray | None = None) -> Tensor:
 
 
 def with_odds(probability: np.ndarray, odds: Tensor | None) -> Tensor:
-    """(N, C) predictions of a model whose logits were trained shifted by ``odds``, (C,) or none."""
+    """(N, C) predictions of a model that was trained with logits shifted by ``odds``, (C,)."""
     predicted = torch.from_numpy(probability)
     return predicted if odds is None else (torch.logit(predicted, eps=1e-6) + odds).sigmoid()
 
@@ -68,9 +70,9 @@ def with_odds(probability: np.ndarray, odds: Tensor | None) -> Tensor:
 def balance_factors(counts: np.ndarray, kind: str) -> np.ndarray:
     """Factors of negative and of positive cells, whose mean over a class's annotated cells is 1.
 
-    ``inverse`` gives both sides of a class the same sum. ``effective`` counts the effective
-    number of each side instead, (1 - beta^n) / (1 - beta), which grows slower than n because
-    images resemble each other (Cui et al., CVPR 2019, on each class as a problem of two).
+    ``inverse`` gives both sides of a class the same sum. ``effective`` counts the effective number
+    of each side instead, (1 - beta^n) / (1 - beta), which grows slower than n because images
+    resemble each other (Cui et al., CVPR 2019; here each class is a problem of two).
 
     Args:
         counts: (2, C) positives and annotated cells of each class, over all sites.

@@ -17,10 +17,13 @@ def class_prototypes(features: np.ndarray, observed: np.ndarray) -> np.ndarray:
     """
     members = np.stack([observed == 0, observed == 1]).astype(np.float64)
     sums = members.transpose(0, 2, 1) @ features.astype(np.float64)
-    return (sums / np.maximum(members.sum(axis=1), 1)[..., None]).astype(np.float32)
+    means: np.ndarray = sums / np.maximum(members.sum(axis=1), 1)[..., None]
+    return means.astype(np.float32)
 
 
 def directions(vectors: np.ndarray) -> np.ndarray:
     """(..., D) float64 vectors of length 1; zeros stay."""
     vectors = vectors.astype(np.float64)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    units: np.ndarray = vectors / np.maximum(length, 1e-12)
+    return units

@@ -15,14 +15,17 @@ Table = TypeVar("Table", np.ndarray, Tensor)
 def snap(probability: np.ndarray, confident: float, prior: np.ndarray | None = None) -> np.ndarray:
     """Hybrid pseudo-labels: hard where the prediction is confident, soft elsewhere.
 
-    A probability above ``confident`` becomes 1. Below 1 - ``confident`` it becomes 0; with a
-    prior, only where its odds are that small compared with the prior's odds, because nearly
+    A probability above ``confident`` becomes 1, one below 1 - ``confident`` becomes 0. With a
+    prior it becomes 0 only where its odds are that small compared with the prior's odds: nearly
     every prediction of a rare class is small, and calling them all 0 would teach its absence.
 
     Args:
         probability: (N, C) in [0, 1].
         confident: in [0.5, 1].
         prior: (C,) share of positives, NaN where unknown; or None.
+
+    Returns:
+        (N, C) float32 in [0, 1].
     """
     absent = 1 - probability if prior is None else absence(probability, capped_prior(prior))
     hard = np.where(probability > confident, 1.0, probability)
@@ -33,15 +36,20 @@ def absence(probability: Table, share: Table) -> Table:
     """How sure a prediction is of a class's absence, as if half of the images had the class.
 
     Published thresholds are for classes of equal size or for weighted losses. Held against plain
-    predictions, every image would surely lack a rare class, and pseudo-labels would teach just
-    that. A frequent class is no reason to call a likely positive absent: hence at most 0.5.
+    predictions they would find every image to lack a rare class, and pseudo-labels would teach just
+    that. A frequent class is no reason to call a likely positive absent, so the share is at most
+    0.5.
 
     Args:
         probability: (N, C) in [0, 1].
         share: (C,) from :func:`utils_.priors.capped_prior`; 0.5 gives 1 - ``probability``.
+
+    Returns:
+        (N, C) in [0, 1].
     """
     absent, present = (1 - probability) * share, probability * (1 - share)
-    return absent / (absent + present)
+    sure: Table = absent / (absent + present)
+    return sure
 
 
 def agreement_and_loss(

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from utils_.errors import UserError, nearest
+from utils_.finished_runs import SELECTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# how the round that is reported was chosen: {key of result.json: what the caption says}
-SELECTIONS = {
-    "last": "the last round",
-    "last5": "the mean of the last five tested rounds",
-    "val_selected": "the round with the best validation mAP",
-    "oracle_selected": "the round with the best TEST mAP (optimistic, not a fair estimate)",
-}
 COLUMNS = {
     "mAP": "mAP",
     "macro-F1": "macro_f1",
@@ -30,52 +21,24 @@ COLUMNS = {
     "AUROC": "macro_auroc",
 }
 BASELINE = "fedavg"
-REQUIRED = ("method", "dataset", "seed", "leaky", "bound")
-# options that do not part one setting from another: what is named in the setting anyway, compared
-# or repeated, and what is merely practical
-APART = {"dataset", "noise", "noise_type", "missing", "missing_type"}
-APART |= {"method", "param", "seed", "data_seed"}
-APART |= {"device", "workers", "checkpoint_every", "cache_dir", "save_dir", "name"}
-
-
-def collect(runs: Path | Iterable[Path]) -> pd.DataFrame:
-    """Read every finished run below the given folders.
-
-    Args:
-        runs: run folders, or folders that hold some at any depth.
-
-    Returns:
-        One line a run: ``run`` (its folder), the plain entries of ``result.json``, its nested ones
-        as ``last5.mAP`` or ``labels.noise_recall``, the settings as ``config.<name>``,
-        ``hardware``, and ``finished`` (time of ``result.json``). ``attrs["skipped"]`` lists the
-        folders left out, each as text with the reason.
-
-    Raises:
-        UserError: a given folder does not exist.
-    """
-    import pandas as pd
-
-    lines, skipped = [], []
-    for folder in _run_folders([runs] if isinstance(runs, (str, Path)) else runs):
-        try:
-            lines.append(_read_run(folder))
-        except (OSError, ValueError) as error:
-            skipped.append(f"{folder}: {' '.join(str(error).split())}")
-    frame = pd.DataFrame(lines)
-    frame.attrs["skipped"] = skipped
-    return frame
+# Options that do not part one setting from another.
+APART = {"dataset", "noise", "noise_type", "missing", "missing_type"}  # in its name anyway
+APART |= {"method", "param", "seed", "data_seed"}  # compared, or repeated
+APART |= {"device", "workers", "checkpoint_every", "cache_dir", "save_dir", "name"}  # practical
 
 
 def results_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
     """Return Markdown: for each setting a table of methods, aligned for a terminal too.
 
-    A setting is the data set, the noise, the missing labels and every other option in which the
-    runs differ, so that unlike runs are never averaged. Values are mean ± standard deviation
-    (ddof = 1) over seeds; the best mean of a column is bold, bounds and leaky runs apart. ``gap
-    closed`` is (method - fedavg) / (clean - fedavg) in mAP, per seed, then averaged over the seeds
-    where both bounds exist and the denominator is positive. A clean-label run serves as the bound
-    of every setting that differs from its own in noise and missing labels only, since those do not
-    touch it. Of several runs alike in all but their folder the newest counts.
+    - A setting is the data set, the noise, the missing labels and every other option in which the
+      runs differ, so that unlike runs are never averaged.
+    - Values are mean ± standard deviation (ddof = 1) over seeds. The best mean of a column is bold;
+      bounds and leaky runs do not compete.
+    - ``gap closed`` is (method - fedavg) / (clean - fedavg) in mAP, for each seed, then averaged
+      over the seeds where both bounds exist and the denominator is positive.
+    - A clean-label run serves as the bound of every setting that differs from its own in noise and
+      missing labels only, since those do not touch it.
+    - Of several runs alike in all but their folder the newest counts.
 
     Args:
         frame: what :func:`collect` returns.
@@ -95,23 +58,44 @@ def results_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
 def overview_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
     """Return one Markdown table: a row for each method, a column for each setting.
 
-    A cell holds mAP and, in brackets, ``gap closed``, and the number of seeds where there are fewer
-    than of other methods; see :func:`results_table`, also for the arguments and what is raised.
-    What all settings share is left out of their names, and so is a setting that has nothing but a
-    bound, which it lends to the others.
+    A cell holds mAP and, in brackets, ``gap closed``, and the number of seeds where it is smaller
+    than that of other methods. What all settings share is left out of their names. A setting with
+    nothing but a bound, which it lends to the others, has no column.
+
+    Arguments and errors are those of :func:`results_table`.
     """
     frame, repeated = _checked(frame, selection)
+    heads, shared = _column_heads(frame)
+    columns = [_brief(_with_bounds(frame, setting), selection) for setting in heads]
+    lines = [[label, *(c.get(label, "") for c in columns)] for label in _ordered(frame)]
+    table = _aligned([["method", *heads.values()], *lines])
+    common = f"All: {', '.join(shared)}.\n" if shared else ""
+    return f"{table}\n\n{common}{_caption(frame, selection, repeated)}"
+
+
+def overview_values(
+    frame: pd.DataFrame, *, selection: str = "last5"
+) -> dict[str, dict[str, np.ndarray]]:
+    """The numbers of :func:`overview_table`: {column: {row: (seeds,) mAP of its runs}}."""
+    frame, _ = _checked(frame, selection)
+    heads, _ = _column_heads(frame)
+    order = _ordered(frame)
+    found = {}
+    for setting, head in heads.items():
+        rows = _by_label(_with_bounds(frame, setting))
+        found[head] = {n: _values(rows[n], selection, "mAP") for n in order if n in rows}
+    return found
+
+
+def _column_heads(frame: pd.DataFrame) -> tuple[dict[str, str], list[str]]:
+    """What tells each setting from the others, and what all of them share."""
     fair = frame[~frame["bound"].astype(bool)]
     shown = frame[~frame["bound"].astype(bool) | ~frame["base"].isin(fair["base"])]
     parts = dict(sorted(zip(shown["setting"], shown["parts"], strict=True)))
     shared = [p for p in next(iter(parts.values())) if all(p in own for own in parts.values())]
     shared = shared if len(parts) > 1 else []
-    heads = [", ".join(p for p in own if p not in shared) for own in parts.values()]
-    columns = [_brief(_with_bounds(frame, setting), selection) for setting in parts]
-    lines = [[label, *(c.get(label, "") for c in columns)] for label in _ordered(frame)]
-    table = _aligned([["method", *heads], *lines])
-    common = f"All: {', '.join(shared)}.\n" if shared else ""
-    return f"{table}\n\n{common}{_caption(frame, selection, repeated)}"
+    heads = {name: ", ".join(p for p in own if p not in shared) for name, own in parts.items()}
+    return heads, shared
 
 
 def _checked(frame: pd.DataFrame, selection: str) -> tuple[pd.DataFrame, int]:
@@ -123,78 +107,14 @@ def _checked(frame: pd.DataFrame, selection: str) -> tuple[pd.DataFrame, int]:
     return _prepared(frame)
 
 
-def _run_folders(roots: Iterable[Path]) -> list[Path]:
-    found = {}
-    for root in map(Path, roots):
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder; give run folders or a folder that holds them")
-        for name in ("config.yaml", "result.json"):
-            for path in sorted(root.rglob(name)):
-                found.setdefault(path.parent.resolve(), path.parent)
-    return sorted(found.values())
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    """Return one line of the frame.
-
-    Raises:
-        ValueError, OSError: the run is unfinished, or a file is damaged or cannot be read.
-    """
-    if not (folder / "DONE").exists():
-        raise ValueError("not finished")
-    result = _table(folder / "result.json", json.loads)
-    config = _table(folder / "config.yaml", yaml.safe_load)
-    absent = [name for name in (*REQUIRED, "last") if name not in result]
-    if absent:
-        raise ValueError(f"result.json lacks {', '.join(absent)}")
-    if not all(isinstance(config.get(name), (int, float)) for name in ("noise", "missing")):
-        raise ValueError("config.yaml lacks the number 'noise' or 'missing'")
-    line = {"run": str(folder), "finished": (folder / "result.json").stat().st_mtime}
-    line |= {name: value for name, value in result.items() if not isinstance(value, dict)}
-    for part in (*SELECTIONS, "labels"):
-        line |= {f"{part}.{name}": value for name, value in _numbers(part, result).items()}
-    line |= {f"config.{name}": value for name, value in config.items()}
-    return line | {"hardware": _hardware(folder / "env.json")}
-
-
-def _table(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path.name} is damaged ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is not a table of names and values")
-    return content
-
-
-def _numbers(part: str, result: Mapping[str, Any]) -> dict[str, float]:
-    """Return one nested entry of a result; null (no such selection) is empty."""
-    entry = result.get(part)
-    entry = {} if entry is None else entry
-    if not isinstance(entry, dict):
-        raise ValueError(f"result.json: '{part}' is not a table of numbers")
-    entry = {name: np.nan if value is None else value for name, value in entry.items()}
-    for name, value in entry.items():
-        if not isinstance(value, (int, float)):
-            raise ValueError(f"result.json: '{part}.{name}' is not a number")
-    return entry
-
-
-def _hardware(path: Path) -> str:
-    hardware = _table(path, json.loads).get("hardware", "") if path.exists() else ""
-    if isinstance(hardware, dict):
-        return ", ".join(f"{name} {value}" for name, value in hardware.items())
-    return str(hardware)
-
-
 def _prepared(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Name each run's setting, its base (the setting but for the flaws), row and replicate.
 
     Returns:
         The runs without older repetitions, and how many those are.
     """
-    runs = frame.to_dict("records")
-    shared = [name for name in frame if name.startswith("config.")]
+    runs = _records(frame)
+    shared = [name for name in map(str, frame) if name.startswith("config.")]
     shared = [name for name in shared if name.removeprefix("config.") not in APART]
     varying = [name for name in shared if _varies(runs, name)]
     rest = [[f"{name[7:]} {run[name]}" for name in varying] for run in runs]
@@ -202,19 +122,25 @@ def _prepared(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     parts = [[own[0], *_flaws(run), *own[1:]] for run, own in zip(runs, bases, strict=True)]
     frame = frame.assign(
         base=[", ".join(own) for own in bases],
-        parts=parts,
         setting=[", ".join(own) for own in parts],
         label=_method_labels(runs),
         replicate=[f"{run['seed']}/{run.get('config.data_seed', '')}" for run in runs],
     )
+    frame["parts"] = parts
     newest = frame.sort_values("finished", kind="stable")
     newest = newest.drop_duplicates(["setting", "label", "replicate"], keep="last")
     return newest, len(frame) - len(newest)
 
 
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    lines = frame.to_dict("records")
+    return [{str(name): value for name, value in line.items()} for line in lines]
+
+
 def _varies(runs: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether runs differ in an option; one older than the option, without it, does not differ."""
-    return len({str(run[name]) for run in runs if run[name] == run[name]}) > 1  # NaN: absent
+    """Whether runs differ in an option; a run that is older than the option does not differ."""
+    # NaN, which does not equal itself, stands for an option that the run lacks.
+    return len({str(run[name]) for run in runs if run[name] == run[name]}) > 1
 
 
 def _flaws(run: Mapping[str, Any]) -> list[str]:
@@ -228,7 +154,7 @@ def _flaws(run: Mapping[str, Any]) -> list[str]:
 
 def _method_labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name the rows: the method, the parameters in which its runs differ, leaky or bound."""
-    params: dict[tuple, list[dict]] = {}
+    params: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     for run in runs:
         params.setdefault((run["method"], run["leaky"]), []).append(_params(run))
     labels = []
@@ -263,7 +189,7 @@ def _with_bounds(frame: pd.DataFrame, setting: str) -> pd.DataFrame:
 
 def _section(group: pd.DataFrame, selection: str) -> str:
     """One Markdown table: a row for each method."""
-    rows = dict(iter(group.groupby("label")))
+    rows = _by_label(group)
     columns = [_marked(rows, selection, metric) for metric in COLUMNS.values()]
     columns.append({label: str(len(rows[label])) for label in rows})
     columns.append({label: _gap_closed(group, rows[label], selection) for label in rows})
@@ -273,7 +199,7 @@ def _section(group: pd.DataFrame, selection: str) -> str:
 
 def _brief(group: pd.DataFrame, selection: str) -> dict[str, str]:
     """For each method mAP and, in brackets, the share of the gap that is closed."""
-    rows = dict(iter(group.groupby("label")))
+    rows = _by_label(group)
     cells, most = _marked(rows, selection, "mAP"), max(map(len, rows.values()))
     for label, runs in rows.items():
         notes = [_gap_closed(group, runs, selection).replace(" (", ", ").rstrip(")")]
@@ -284,14 +210,18 @@ def _brief(group: pd.DataFrame, selection: str) -> dict[str, str]:
     return cells
 
 
+def _by_label(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {str(label): runs for label, runs in group.groupby("label")}
+
+
 def _ordered(frame: pd.DataFrame) -> list[str]:
-    """The labels, as their rows are shown."""
-    first = frame.drop_duplicates("label").to_dict("records")
+    """The labels, in the order in which their rows are shown."""
+    first = _records(frame.drop_duplicates("label"))
     return [run["label"] for run in sorted(first, key=_row_rank)]
 
 
 def _marked(rows: Mapping[str, pd.DataFrame], selection: str, metric: str) -> dict[str, str]:
-    """For each label mean and deviation of a metric; the best in bold, bounds and leaky apart."""
+    """For each label mean and deviation of a metric; the best fair one is bold."""
     values = {label: _values(runs, selection, metric) for label, runs in rows.items()}
     fair = [label for label in rows if not rows[label][["leaky", "bound"]].any(axis=None)]
     best = _best({label: values[label] for label in fair})
@@ -301,7 +231,7 @@ def _marked(rows: Mapping[str, pd.DataFrame], selection: str, metric: str) -> di
     }
 
 
-def _row_rank(run: Mapping[str, Any]) -> tuple:
+def _row_rank(run: Mapping[str, Any]) -> tuple[bool, bool, bool, str]:
     """FedAvg first, then the methods by name, leaky runs, bounds."""
     return (bool(run["bound"]), bool(run["leaky"]), run["method"] != BASELINE, run["label"])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from utils_.errors import UserError
 from utils_.files import atomic_path
-from utils_.report import REQUIRED, collect
+from utils_.finished_runs import REQUIRED, collect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ DIGITS = 6
 
 
 def read_rows(places: Sequence[Path]) -> pd.DataFrame:
-    """One line a run, as :func:`utils_.report.collect`, from run folders and CSV files.
+    """One line a run, as :func:`utils_.finished_runs.collect`, from run folders and CSV files.
 
     Raises:
         UserError: a place does not exist, or a file is none that :func:`write_rows` has written.

@@ -42,10 +42,10 @@ RIGHT, WRONG, NO_LABEL = "#0072b2", "#d55e00", "#767676"  # told apart by colour
 class RunLog:
     """The log of one run.
 
-    ``metrics.csv`` has one row a round. It is rewritten whole and atomically each round, so that
-    columns which only some rounds have (a test every ten rounds) get their place: ``round``,
-    ``seconds``, ``train_*``, ``val_*``, ``test_*``, ``labels_*``, then the rest, each group in
-    order of first appearance. Cells that a round does not have are blank.
+    ``metrics.csv`` has one row for each round. It is rewritten whole and atomically, so that
+    columns which only some rounds have (a test every ten rounds) get their place. The order is
+    ``round``, ``seconds``, ``train_*``, ``val_*``, ``test_*``, ``labels_*``, then the rest; within
+    a group, that of first appearance. Cells that a round does not have are blank.
 
     A column is one TensorBoard tag: ``val_mAP`` is ``val/mAP``, see :func:`tag_of`.
     """
@@ -215,8 +215,8 @@ def label_picture(
 ) -> Figure:
     """Draw a few images beside what became of their labels: observed -> now, against the truth.
 
-    For each image the lines of most interest: labels that are wrong now, then those that were
-    changed or guessed, then findings that are present; a last line counts the rest.
+    Each image has the lines of most interest: labels that are wrong now, then those that were
+    changed or guessed, then findings that are present. A last line counts the rest.
 
     Args:
         images: (n, H, W, 3) uint8; the first six are drawn.

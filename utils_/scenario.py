@@ -145,14 +145,18 @@ def build_scenario(
 
 
 def client_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
-    """One row a client: what it holds and how flawed its labels are, as realised.
+    """One row for each client: what it holds and how flawed its labels are, as realised.
 
-    Columns: ``client``; ``images``; ``annotated``, the classes with an annotated cell, joined by
-    ``;``; ``annotated_classes``, their number; ``noise_samples``, the share of images with an
-    annotated cell that differs from the file; ``noise_cells``, the share of annotated cells that
-    do (NaN without any); ``omission``, the share of annotated positives written as negative, and
-    ``commission``, of annotated negatives written as positive (NaN without any);
-    ``missing_cells``, the share of cells that are not annotated.
+    ===================== ======================================================================
+    client, images        its number, and how many images it holds
+    annotated             the classes with an annotated cell, joined by ``;``
+    annotated_classes     how many these are
+    noise_samples         share of images with an annotated cell that differs from the file
+    noise_cells           share of annotated cells that differ (NaN without any)
+    omission              share of annotated positives written as negative (NaN without any)
+    commission            share of annotated negatives written as positive (NaN without any)
+    missing_cells         share of cells that are not annotated
+    ===================== ======================================================================
     """
     import pandas as pd
 
@@ -183,7 +187,10 @@ def _share(flags: np.ndarray) -> float:
 
 
 def assignment_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
-    """One row an image: ``image``, ``split`` (train, val, test), ``client`` (NA outside train)."""
+    """One row for each image: ``image``, ``split`` (train, val or test) and ``client``.
+
+    ``client`` is NA outside train.
+    """
     import pandas as pd
 
     client = pd.Series(scenario.client, dtype="Int64")

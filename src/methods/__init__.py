@@ -24,7 +24,7 @@ def method_class(name: str) -> type[Method]:
     if name not in method_names():
         raise UserError(f"--method {name}: unknown method; {nearest(name, method_names())}")
     module = importlib.import_module(f"{__name__}.{name}")
-    own = [value for value in vars(module).values() if _is_method(value, module.__name__)]
+    own: list[type[Method]] = [v for v in vars(module).values() if _is_method(v, module.__name__)]
     return own[0]
 
 

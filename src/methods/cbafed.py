@@ -67,7 +67,8 @@ class CBAFed(SharedPriors):
         positive, negative = probability > present, absence(probability, share) > absent
         sure = missing & (positive | negative)
         client.labels.correct(sure, positive)
-        client.labels.correct(missing & ~sure & (client.labels.weight > 0), 0, weight=0)
+        no_longer = missing & ~sure & (client.labels.weight > 0)
+        client.labels.correct(no_longer, np.zeros(1), weight=0)
         client.logs["pseudo_share"] = float(sure.sum() / max(missing.sum(), 1))
 
     def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
@@ -95,7 +96,7 @@ class CBAFed(SharedPriors):
         return mixed
 
     def after_round(self, server: Server, reports: list[Report]) -> None:
-        used = np.sum([report.extras["used"] for report in reports], axis=0, dtype=np.float64)
+        used = np.stack([report.extras["used"] for report in reports]).sum(axis=0, dtype=np.float64)
         images = sum(report.samples for report in reports)
         super().after_round(server, reports)
         server.memory["threshold"] = self.thresholds(used, images)

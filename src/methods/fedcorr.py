@@ -115,10 +115,11 @@ class FedCorr(Method):
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         mixed = mix_up(batch, alpha=self.params.mixup, draw=client.draw("mixup", batch.step))
         supervised = super().loss(client, model, mixed, message)
-        strength = self.params.proximal * client.cache["level"]
+        strength: float = self.params.proximal * client.cache["level"]
         if strength == 0 or message.round >= self.schedule()[1]:
             return supervised
-        return supervised + strength * (model.parameters - client.cache["received"]).square().sum()
+        received: Tensor = client.cache["received"]
+        return supervised + strength * (model.parameters - received).square().sum()
 
     def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         if message.round >= self.schedule()[1]:
@@ -172,7 +173,7 @@ def doubted_images(
     known = labels.annotated.any(axis=1)
     loss = np.where(known, loss, np.nan)
     posterior = upper_group(loss, seed=seed)
-    share = np.count_nonzero(posterior > 0.5) / max(np.count_nonzero(known), 1)
+    share = int((posterior > 0.5).sum()) / max(int(known.sum()), 1)
     return np.stack([loss, posterior]).astype(np.float32), share
 
 

@@ -141,7 +141,8 @@ def first_logits(observed: np.ndarray, *, scale: float) -> np.ndarray:
         observed: (n, C) of 0 and 1, NaN where not annotated.
         scale: above 0.
     """
-    return (scale * np.nan_to_num(2 * observed - 1)).astype(np.float32)
+    logits: np.ndarray = scale * np.nan_to_num(2 * observed - 1)
+    return logits.astype(np.float32)
 
 
 def label_divergence(logits: Tensor, label_logits: Tensor) -> Tensor:
@@ -181,4 +182,5 @@ def merged_logits(u: np.ndarray, predicted: np.ndarray, *, scale: float) -> np.n
     rest of ``scale``; their difference is scale (q + p - 1).
     """
     q = torch.from_numpy(u).sigmoid().numpy()
-    return (scale * (q + predicted - 1)).astype(np.float32)
+    merged: np.ndarray = scale * (q + predicted - 1)
+    return merged.astype(np.float32)

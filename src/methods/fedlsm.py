@@ -106,8 +106,9 @@ class FedLSM(Method):
     def _pairs(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor, float]:
         """Positions of uncertain images, of a confident partner for each, and MixUp's share."""
         draw = client.draw("mixup", batch.step)
-        pools = (client.cache[name][batch.rows] for name in ("uncertain", "confident"))
-        one, other = (torch.from_numpy(p).to(batch.images.device) for p in pair_up(*pools, draw))
+        uncertain, confident = client.cache["uncertain"], client.cache["confident"]
+        pairs = pair_up(uncertain[batch.rows], confident[batch.rows], draw)
+        one, other = (torch.from_numpy(p).to(batch.images.device) for p in pairs)
         share = float(draw.beta(self.params.mixup, self.params.mixup))
         return one, other, share
 
@@ -146,7 +147,8 @@ def uncertainty(probability: np.ndarray, missing: np.ndarray) -> np.ndarray:
         (N,) float64, at least 0.
     """
     p = np.maximum(probability.astype(np.float64), 1e-12)
-    return np.where(missing, -p * np.log(p), 0).mean(axis=1).clip(0)
+    doubt: np.ndarray = np.where(missing, -p * np.log(p), 0).mean(axis=1)
+    return doubt.clip(0)
 
 
 def split_pools(
@@ -208,4 +210,5 @@ def imbalance(positives: np.ndarray, annotated: np.ndarray, *, cap: float) -> np
     negatives = annotated - positives
     balanced = (positives > 0) & (negatives > 0)
     weight = np.where(balanced, negatives / np.maximum(positives, 1e-6), 1).clip(None, cap)
-    return (weight / weight.max()).astype(np.float32)
+    weight /= weight.max()
+    return weight.astype(np.float32)

@@ -33,7 +33,7 @@ those of the latest labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -152,14 +152,15 @@ class FedNML(SharedPriors):
             return None
         if self.params.published:
             return client.predict_batch(model, message.model, batch.images)
-        return client.cache["teacher"][batch.rows].to(batch.images.device)
+        teacher: Tensor = client.cache["teacher"][batch.rows]
+        return teacher.to(batch.images.device)
 
 
 # ---- which images are doubted
 
 
 def doubt_all(
-    labels: LabelState, memory: Arrays, predicted: np.ndarray, **mixture: float
+    labels: LabelState, memory: Arrays, predicted: np.ndarray, **mixture: Any
 ) -> np.ndarray:
     """As published: (N,) posteriors of noise, from agreement and loss over annotated cells.
 
@@ -178,7 +179,7 @@ def doubt_all(
 
 
 def doubt_positives(
-    labels: LabelState, memory: Arrays, predicted: np.ndarray, **mixture: float
+    labels: LabelState, memory: Arrays, predicted: np.ndarray, **mixture: Any
 ) -> np.ndarray:
     """(N,) posteriors of noise, for images with a positive label; the others count as clean.
 
@@ -192,7 +193,8 @@ def doubt_positives(
     evidence = _mean_so_far(memory, np.stack([class_agreement(predicted, positives), loss]))
     judged = positives.any(axis=1)
     noise = np.zeros(len(given), np.float32)
-    noise[judged] = split_noisy(*evidence[:, judged], **mixture).probability
+    agreement, loss = evidence[:, judged]
+    noise[judged] = split_noisy(agreement, loss, **mixture).probability
     memory["noise_score"] = noise
     return noise
 
@@ -214,12 +216,14 @@ def class_agreement(probability: np.ndarray, positives: np.ndarray) -> np.ndarra
     odds = np.log(probability) - np.log1p(-probability)
     standardised = (odds - odds.mean(axis=0)) / odds.std(axis=0).clip(1e-6)
     count = np.maximum(positives.sum(axis=1), 1)
-    return np.where(positives, standardised, 0).sum(axis=1) / count
+    agreement: np.ndarray = np.where(positives, standardised, 0).sum(axis=1) / count
+    return agreement
 
 
 def _mean_so_far(memory: Arrays, evidence: np.ndarray) -> np.ndarray:
     count = memory.get("refreshes", np.zeros(1))
-    memory["evidence"] = (memory.get("evidence", 0) * count + evidence) / (count + 1)
+    past = memory.get("evidence", np.zeros(1))
+    memory["evidence"] = (past * count + evidence) / (count + 1)
     memory["refreshes"] = count + 1
     return memory["evidence"]
 

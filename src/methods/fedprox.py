@@ -47,5 +47,6 @@ class FedProx(Method):
         client.cache["received"] = model.parameters.detach().clone()
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
-        distance = (model.parameters - client.cache["received"]).square().sum()
+        received: Tensor = client.cache["received"]
+        distance = (model.parameters - received).square().sum()
         return super().loss(client, model, batch, message) + self.params.mu / 2 * distance

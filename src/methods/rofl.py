@@ -143,7 +143,8 @@ def likeliest(probability: np.ndarray, share: np.ndarray) -> np.ndarray:
     """
     count = np.round(np.nan_to_num(share) * len(probability))
     rank = (-probability).argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
-    return (rank < count).astype(np.float32)
+    labels: np.ndarray = rank < count
+    return labels.astype(np.float32)
 
 
 # ---- centroids

@@ -1,4 +1,4 @@
-"""Every command of README.md works: run as it stands where that is cheap, else as a dry run."""
+"""Every command of README.md and docs/results.md works: as it stands where cheap, else dry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny import ROOT, SHARED
 
 from src.aggregation import AGGREGATORS
@@ -23,9 +25,9 @@ from utils_.splits import SPLITS
 TINY = "--train-images 60 --test-images 30 --image-size 16 --rounds 1 --warmup-rounds 0 --quiet"
 
 
-def readme_commands() -> list[str]:
-    """The lines of all bash blocks, without their comments."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def commands(name: str) -> list[str]:
+    """The lines of all bash blocks of a document, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     lines = (line.partition("  #")[0].strip() for block in blocks for line in block.splitlines())
     return [line for line in lines if line]
 
@@ -47,16 +49,21 @@ def main_command(line: str) -> list[str]:
     return [sys.executable, str(ROOT / words[1]), *words[2:]]
 
 
-MAIN = [line for line in readme_commands() if "main_fednml.py" in line]
+README, RESULTS = commands("README.md"), commands("docs/results.md")
+MAIN = [line for line in README if "main_fednml.py" in line]
 DRY = [line for line in MAIN if not re.search("--resume|--list|--dry-run|--dataset", line)]
 
 
 def test_every_command_is_covered() -> None:
     kinds = ("main_fednml.py", "quickstart.sh", "test.sh", "sweep.sh", "table.py", "tensorboard")
-    kinds += ("benchmark.py", "attacks.sh")
-    unknown = [line for line in readme_commands() if not any(kind in line for kind in kinds)]
+    kinds += ("benchmark.py", "attacks.sh", "attack_table.py")
+    unknown = [line for line in README + RESULTS if not any(kind in line for kind in kinds)]
     assert not unknown
     assert len(DRY) >= 3
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 
 def test_every_name_is_listed() -> None:
@@ -108,26 +115,35 @@ def test_train_resume_and_table(tmp_path: Path) -> None:
     again = run(main_command(resume), tmp_path)
     assert again.returncode == 0, again.stderr
     assert "already finished" in again.stdout
-    table = next(line for line in readme_commands() if line.endswith("table.py"))
+    table = next(line for line in README if line.endswith("table.py"))
     shown = run([*main_command(table), "save/runs/NAME"], tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "fednml" in shown.stdout
 
 
-@pytest.mark.parametrize("line", [x for x in readme_commands() if "table.py save/tables" in x])
+@pytest.mark.parametrize("line", [line for line in RESULTS if "table.py save/tables" in line])
 def test_the_tables_are_what_their_commands_print(line: str, tmp_path: Path) -> None:
     words = main_command(line)
     shown = run([*words[:2], str(ROOT / words[2]), *words[3:]], tmp_path)
     assert shown.returncode == 0, shown.stderr
     rows = [row for row in shown.stdout.splitlines() if row.startswith("|")]
     assert len(rows) > 4
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     assert not [row for row in rows if row not in text]
+
+
+def test_the_figure_is_drawn(tmp_path: Path) -> None:
+    (line,) = [line for line in README if "--figure" in line]
+    words = main_command(line)
+    shown = run([*words[:2], str(ROOT / words[2]), *words[3:]], tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    drawn = np.asarray(Image.open(tmp_path / "results.png"))
+    assert drawn.shape == np.asarray(Image.open(ROOT / "data/figures/results.png")).shape
 
 
 def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     """Two of its parts; tests/test_benchmark.py has the others."""
-    (line,) = [line for line in readme_commands() if "benchmark.py" in line and "--small" in line]
+    (line,) = [line for line in RESULTS if "benchmark.py" in line and "--small" in line]
     less = ["--parts", "evaluation", "stages", "--repeats", "1", "--save-dir", str(tmp_path)]
     done = run([*main_command(line), *less], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -136,7 +152,7 @@ def test_the_benchmark_runs_small(tmp_path: Path) -> None:
 
 
 def test_the_attacks_are_planned(tmp_path: Path) -> None:
-    (line,) = [line for line in readme_commands() if "attacks.sh" in line]
+    (line,) = [line for line in RESULTS if "attacks.sh" in line]
     assigned, _, options = line.partition(" bash scripts/attacks.sh")
     settings = dict(word.split("=", 1) for word in shlex.split(assigned))
     command = ["bash", str(ROOT / "scripts" / "attacks.sh"), *shlex.split(options)]
@@ -150,7 +166,7 @@ def test_scripts_parse(tmp_path: Path) -> None:
         assert run(["bash", "-n", str(ROOT / "scripts" / name)], tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("line", [line for line in readme_commands() if "sweep.sh" in line])
+@pytest.mark.parametrize("line", [line for line in README + RESULTS if "sweep.sh" in line])
 def test_sweeps_are_planned(line: str, tmp_path: Path) -> None:
     assigned, _, options = line.partition(" bash scripts/sweep.sh")
     settings = dict(word.split("=", 1) for word in shlex.split(assigned))

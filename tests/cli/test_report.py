@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from tiny import ROOT
 
 from utils_.errors import UserError
-from utils_.report import SELECTIONS, collect, overview_table, results_table
+from utils_.figures import draw_overview
+from utils_.finished_runs import SELECTIONS, collect
+from utils_.report import overview_table, overview_values, results_table
 
 SCRIPT = ROOT / "scripts" / "table.py"
 
@@ -179,6 +182,28 @@ def test_the_overview_has_a_column_for_each_setting(tmp_path):
     assert table[1].startswith("All: isic, missing 0.5 (classes).")
 
 
+def test_the_figure_shows_the_numbers_of_the_overview(tmp_path, monkeypatch):
+    for noise in (0.2, 0.6):
+        for seed, score in enumerate((0.3, 0.5)):
+            setting = {"noise": noise, "seed": seed}
+            write_run(tmp_path / f"a{noise}{seed}", "fedavg", score - noise / 10, **setting)
+            write_run(tmp_path / f"b{noise}{seed}", "fednml", score, **setting)
+    values = overview_values(collect(tmp_path))
+    assert list(values) == ["noise 0.2 (paper)", "noise 0.6 (paper)"]
+    assert [list(methods) for methods in values.values()] == [["fedavg", "fednml"]] * 2
+    np.testing.assert_allclose(values["noise 0.6 (paper)"]["fedavg"], [0.24, 0.44])
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
+    with pytest.raises(FileNotFoundError):  # nothing was drawn, so nothing is put in place
+        draw_overview(values, tmp_path / "figure.png")
+    (figure,) = kept
+    for panel, methods in zip(figure.axes, values.values(), strict=True):
+        dots = [line.get_xdata() for line in panel.lines if line.get_linestyle() == "None"]
+        expected = [part for seeds in methods.values() for part in (seeds, [seeds.mean()])]
+        for found, numbers in zip(dots, expected, strict=True):
+            np.testing.assert_allclose(found, numbers)
+
+
 def test_the_overview_tells_seeds_and_keeps_odd_settings_whole(tmp_path):
     plain, odd = {"aggregator_param": {}}, {"aggregator_param": {"share": 0.1, "steps": 3}}
     for seed in (1, 2):
@@ -280,6 +305,8 @@ def test_script_prints_the_table_and_writes_csv(three_seeds, tmp_path_factory):
         (["--selection", "best", "run"], "--selection best: unknown rule"),
         (["--selectoin", "last", "run"], "unrecognized arguments: --selectoin"),
         (["run", "--csv", "run/DONE/x.csv"], "--csv run/DONE/x.csv"),
+        (["run", "--figure", "x.txt"], "--figure x.txt: give a file that ends in .png"),
+        (["run", "--figure", "run/DONE/x.png"], "--figure run/DONE/x.png"),
     ],
 )
 def test_script_refuses_in_one_line(tmp_path, arguments, message):

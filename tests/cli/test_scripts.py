@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -213,7 +214,7 @@ def test_preset_is_accepted(name):
 
 
 def test_published_preset_has_the_published_constants():
-    """methods.md 1.4 to 1.6."""
+    """docs/methods.md 1.4 to 1.6."""
     config = resolve(read_preset("published"))
     assert (config.lr, config.weight_decay) == (1e-4, 1e-4)
     assert (config.local_epochs, config.batch_size) == (3, 32)
@@ -233,7 +234,28 @@ def test_requirements_are_the_only_list():
     names = [re.fullmatch(r"([A-Za-z0-9-]+)>=[\d.]+", line).group(1).lower() for line in lines]
     assert len(set(names)) == len(names)
     for name in names:
-        assert not re.search(rf'"{name}\b', text), f"{name} is listed in pyproject.toml too"
+        assert not re.search(rf'"{name}[<>=]', text), f"{name} is listed in pyproject.toml too"
+
+
+def imported_packages() -> set[str]:
+    """What src and utils_ import of others than themselves and the standard library."""
+    found: set[str] = set()
+    for path in [p for folder in ("src", "utils_") for p in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
+                found.add("tensorboard" if "tensorboard" in node.module else node.module)
+    found = {name.partition(".")[0] for name in found}
+    return found - {"src", "utils_", "_typeshed"} - set(sys.stdlib_module_names)
+
+
+def test_requirements_are_what_is_imported():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = {line.partition(">=")[0] for line in lines if not line.startswith("#")}
+    named = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
+    optional = {"medmnist", "pydicom"}
+    assert imported_packages() - optional == {named.get(name, name) for name in listed}
 
 
 @pytest.fixture

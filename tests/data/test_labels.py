@@ -67,7 +67,7 @@ def test_correct_against_a_loop(
             same = values[i, c] == observed[i, c]
             expected = (values[i, c], weight, OBSERVED if same else CORRECTED)
         else:
-            expected = (values[i, c], weight, PSEUDO)
+            expected = (values[i, c], weight, PSEUDO if weight else MISSING)
         found = labels.target[i, c], labels.weight[i, c], labels.status[i, c]
         assert found == pytest.approx(expected, abs=0)
     np.testing.assert_array_equal(labels.observed, observed)

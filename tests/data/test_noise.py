@@ -117,7 +117,7 @@ def test_unknown_type_gets_the_nearest_name():
         noisy_labels(multi_label(5), np.zeros(5, np.int32), noise_type="symetric")
 
 
-# --- paper (methods.md 14.6)
+# --- paper (docs/methods.md 14.6)
 
 
 def plain_paper_s(s: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:

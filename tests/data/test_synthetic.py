@@ -26,7 +26,7 @@ from utils_.datasets.synthetic.marks import Marks, draw_marks
 from utils_.datasets.synthetic.scene import render
 from utils_.errors import UserError
 
-# methods.md, section 17: name, train images, val images of MuReD.
+# docs/methods.md, section 17: name, train images, val images of MuReD.
 MURED = """DR 396/99, NORMAL 395/98, MH 135/34, ODC 211/52, TSLN 125/31, ARMD 126/32, DN 130/32,
 MYA 71/18, BRVO 63/16, ODP 50/12, CRVO 44/11, CNV 48/12, RS 47/11, ODE 46/11, LS 37/9, CSR 29/7,
 HTR 28/7, ASR 26/7, CRS 24/6, OTHER 209/52"""

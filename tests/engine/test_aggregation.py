@@ -32,7 +32,7 @@ from utils_.errors import UserError
 LENGTH, CLASSES = 11, 2
 # Two classes with two features each, the bias, five more parameters at the front, one variance.
 LAYOUT = Layout(10, slice(4, 8), slice(8, 10), (slice(10, 11),))
-GOLDEN = torch.tensor([[0.0, 0], [0, 1], [1, 0], [10, 10]])  # methods.md 19
+GOLDEN = torch.tensor([[0.0, 0], [0, 1], [1, 0], [10, 10]])  # docs/methods.md 19
 FOLDING = ("mean", "uniform", "classwise")
 EACH_RULE = pytest.mark.parametrize("rule", AGGREGATORS)
 

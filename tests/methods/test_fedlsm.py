@@ -1,4 +1,4 @@
-"""FedLSM against plain loops written from its equations (methods.md 5 and its docstring)."""
+"""FedLSM against plain loops written from its equations (docs/methods.md 5 and its docstring)."""
 
 from __future__ import annotations
 

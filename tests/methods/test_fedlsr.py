@@ -1,4 +1,4 @@
-"""FedLSR against loops written from methods.md 11 and its docstring."""
+"""FedLSR against loops written from docs/methods.md 11 and its docstring."""
 
 from __future__ import annotations
 

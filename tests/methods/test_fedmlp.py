@@ -1,4 +1,4 @@
-"""FedMLP against plain loops written from its equations (methods.md 4 and its docstring)."""
+"""FedMLP against plain loops written from its equations (docs/methods.md 4 and its docstring)."""
 
 from __future__ import annotations
 

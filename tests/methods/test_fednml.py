@@ -1,4 +1,4 @@
-"""FedNML against plain loops written from its equations (methods.md 1.5, 1.6 and its docstring)."""
+"""FedNML against plain loops written from its equations (docs/methods.md 1.5, 1.6 and its docstring)."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_the_warm_up_touches_no_label(published: bool) -> None:
 
 @BOTH
 def test_the_leaked_label_fades_by_a_fifth_at_each_refresh(published: bool) -> None:
-    """methods.md 19: weight 0.8 ** j after j refreshes; 0.0180 after the 18 of t = 10 .. 95."""
+    """docs/methods.md 19: weight 0.8 ** j after j refreshes; 0.0180 after the 18 of t = 10 .. 95."""
     method = make_method(published=published, hidden_label_leak=True)
     hidden = np.ones((N, C), np.float32)
     hidden[:, 0] = 0
@@ -314,7 +314,7 @@ def test_the_objective_of_the_warm_up_is_fedavg_s(published: bool) -> None:
     ("round", "golden"), [(10, 0.10827), (20, 0.16474), (50, 0.43153), (99, 0.79980)]
 )
 def test_the_weight_of_distillation_is_golden(round: int, golden: float) -> None:
-    """methods.md 19, read off the loss: a teacher who is right and labels that are wrong."""
+    """docs/methods.md 19, read off the loss: a teacher who is right and labels that are wrong."""
     method = make_method(published=True, kd_weight=0.8, margin=0)
     client, batch, _ = make_batch(method)
     logits = torch.full((5, C), 2.0)

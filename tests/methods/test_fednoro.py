@@ -1,4 +1,4 @@
-"""FedNoRo against plain loops written from methods.md 3 and its docstring."""
+"""FedNoRo against plain loops written from docs/methods.md 3 and its docstring."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def test_the_server_against_the_reference(flags: tuple, count: int, alike: bool)
 
 
 def test_the_weights_of_distances_are_golden() -> None:
-    """methods.md 19: n = 100, 100, 200 and d = 0, 0.5, 2."""
+    """docs/methods.md 19: n = 100, 100, 200 and d = 0, 0.5, 2."""
     models = [torch.tensor([0.0]), torch.tensor([0.5]), torch.tensor([2.0])]
     factors = closeness(models, np.array([False, True, True]))
     weights = np.array([100, 100, 200]) * factors

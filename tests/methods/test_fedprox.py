@@ -1,4 +1,4 @@
-"""FedProx against plain loops written from methods.md 2 and its docstring."""
+"""FedProx against plain loops written from docs/methods.md 2 and its docstring."""
 
 from __future__ import annotations
 

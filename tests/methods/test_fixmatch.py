@@ -1,4 +1,4 @@
-"""FixMatch against loops written from methods.md 11 and its docstring."""
+"""FixMatch against loops written from docs/methods.md 11 and its docstring."""
 
 from __future__ import annotations
 

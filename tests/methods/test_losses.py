@@ -88,7 +88,7 @@ def test_weighted_mean_takes_the_weights_as_shares() -> None:
 
 
 def test_margin_golden_values() -> None:
-    """methods.md 19: log pi = -1.60944, -3.91202 and log(1 - pi) = -0.22314, -0.02020."""
+    """docs/methods.md 19: log pi = -1.60944, -3.91202 and log(1 - pi) = -0.22314, -0.02020."""
     prior = torch.tensor([0.2, 0.02])
     found = label_margin(torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.999, 0.5]]), prior)
     expected = torch.tensor([[-1.60944, -3.91202], [-0.22314, -0.02020], [-0.22314, -0.02020]])
@@ -147,7 +147,7 @@ def test_a_ramp_without_length_is_full(end: int) -> None:
 
 
 def of_label(name: str, z: float, y: int) -> float:
-    """The loss of one cell whose label is 0 or 1, from the equations of methods.md 12."""
+    """The loss of one cell whose label is 0 or 1, from the equations of docs/methods.md 12."""
     p = sigmoid(z)
     mine = p if y else 1 - p  # probability of the label
     if name == "focal":
@@ -276,7 +276,7 @@ def test_generalised_cross_entropy_between_its_ends() -> None:
 def test_symmetric_cross_entropy_golden_values(
     log_zero: float, alpha: float, beta: float, golden: float
 ) -> None:
-    """methods.md 19 gives them for p = (0.7, 0.2, 0.1), of which a binary label sees 0.7."""
+    """docs/methods.md 19 gives them for p = (0.7, 0.2, 0.1), of which a binary label sees 0.7."""
     numbers = {"alpha": alpha, "beta": beta, "log_zero": log_zero}
     found = symmetric_cross_entropy(torch.tensor([[logit(0.7)]]), torch.ones(1, 1), **numbers)
     assert found.item() == pytest.approx(golden, abs=2e-6)

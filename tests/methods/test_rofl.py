@@ -1,4 +1,4 @@
-"""RoFL against loops written from methods.md 9 and its docstring."""
+"""RoFL against loops written from docs/methods.md 9 and its docstring."""
 
 from __future__ import annotations
 

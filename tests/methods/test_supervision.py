@@ -281,7 +281,7 @@ def counts(name: str, schedule: range, **given: Any) -> list[int]:
 
 
 def test_golden_counts() -> None:
-    """methods.md 19: B = 16, C = 20."""
+    """docs/methods.md 19: B = 16, C = 20."""
     assert counts("ll_r", range(1, 5)) == [0, 2, 4, 5]
     assert counts("ll_r", range(10, 14)) == [15] * 4, "the published schedule ends at 10"
     assert counts("ll_r", range(11, 13), epochs=100) == [16, 18]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from utils_.datasets.base import ImageDataset
@@ -12,6 +11,7 @@ from utils_.datasets.cache.decode import FITS
 from utils_.datasets.chestxray14 import load_chestxray14, read_chestxray14
 from utils_.datasets.columns import CLASS_ORDERS, choose_columns
 from utils_.datasets.csv_layout import (
+    EXPECTED,
     load_csv,
     load_mured,
     load_odir,
@@ -27,12 +27,12 @@ from utils_.datasets.medmnist import SETS, loader_of
 from utils_.datasets.rfmid import load_rfmid, read_rfmid
 from utils_.errors import UserError, nearest
 
-Loader = Callable[[DataOptions], ImageDataset]
+Loader = Callable[[Path, DataOptions], ImageDataset]  # from the data set's folder
 DATA = Path(__file__).resolve().parents[2] / "data"
 MAX_IMAGE_SIZE = 4096
 
 
-def _load_synthetic(options: DataOptions) -> ImageDataset:
+def _load_synthetic(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Draw fundus-like images with the shape of MuReD; needs no file."""
     from utils_.datasets.synthetic import load_synthetic
 
@@ -41,7 +41,7 @@ def _load_synthetic(options: DataOptions) -> ImageDataset:
         data_seed=options.data_seed,
         train_images=options.train_images,
         test_images=options.test_images,
-        cache_dir=options.cache_dir or options.data_dir / ".cache",
+        cache_dir=options.cache_in(data_dir),
         labels_only=options.labels_only,
         quiet=options.quiet,
     )
@@ -85,22 +85,30 @@ def load(name: str, options: DataOptions) -> ImageDataset:
 
     Args:
         name: a key of DATASETS.
-        options: how, see there.
+        options: how it is to be loaded.
 
     Raises:
         UserError: unknown name, value out of range, absent or wrong files, images that cannot be
             read, a cache that cannot be written.
     """
     _check_options(name, options)
-    if options.data_dir is None and name != "csv":
-        options = replace(options, data_dir=default_folder(name))
     dataset = choose_columns(
-        DATASETS[name](options),
+        DATASETS[name](_folder(name, options.data_dir), options),
         min_positives=options.min_positives,
         class_order=options.class_order,
     )
     report_empty_classes(name, dataset.classes, dataset.labels)
     return dataset
+
+
+def _folder(name: str, given: Path | None) -> Path:
+    if given is None and name == "csv":
+        raise UserError(
+            f"--dataset csv needs --data-dir: a folder with {EXPECTED}, as described in "
+            "data/README.md, section csv; to try the program without data: "
+            "python src/main_fednml.py"
+        )
+    return given or default_folder(name)
 
 
 def _check_options(name: str, options: DataOptions) -> None:

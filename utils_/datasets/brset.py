@@ -32,13 +32,13 @@ FOLDERS = ("fundus_photos", "images")
 WITHOUT_IMAGE = (*(f"img{number:05d}" for number in range(4414, 4420)), "img06900")
 
 
-def load_brset(options: DataOptions) -> ImageDataset:
+def load_brset(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load BRSET (Nakayama et al., 2024): 16,266 fundus images of 8,524 patients, 13 findings.
 
-    Groups are patients, sites are the two cameras. The seven rows that the release gives no image
-    for are left out (logged); any other missing image is an error.
+    Groups are patients, sites are the two cameras. The seven rows for which the release has no
+    image are left out (logged); any other missing image is an error.
     """
-    return open_listing("brset", read_brset(options.data_dir), options)
+    return open_listing("brset", read_brset(data_dir), options)
 
 
 def read_brset(data_dir: Path) -> Listing:
@@ -50,10 +50,10 @@ def read_brset(data_dir: Path) -> Listing:
     path = next((data_dir / name for name in TABLES if (data_dir / name).exists()), None)
     images = ImageFolders(data_dir, FOLDERS)
     if path is None or not images:
-        lacking = data_dir / (FOLDERS[0] if path else TABLES[0]) if data_dir.exists() else data_dir
+        place = data_dir / (FOLDERS[0] if path else TABLES[0]) if data_dir.exists() else data_dir
         raise absent(
             "brset",
-            f"{lacking} is absent",
+            f"{place} is absent",
             expected=f"{TABLES[0]} and {FOLDERS[0]}/*.jpg",
             source="get them from https://physionet.org/content/brazilian-ophthalmological/",
         )
@@ -82,8 +82,8 @@ def read_brset(data_dir: Path) -> Listing:
 def _with_images(table: CsvTable, images: ImageFolders) -> CsvTable:
     """Leave out the rows known to have no image, where they indeed have none."""
     names = table.column("image_id")
-    lost = [name for name in names if name.removesuffix(".jpg") in WITHOUT_IMAGE]
-    lost = {name for name in lost if images.find(name) is None}
+    without = [name for name in names if name.removesuffix(".jpg") in WITHOUT_IMAGE]
+    lost = {name for name in without if images.find(name) is None}
     if not lost:
         return table
     if len(lost) == len(names):

@@ -27,13 +27,13 @@ LISTS = {TRAIN: "train_val_list.txt", TEST: "test_list.txt"}
 FOLDERS = ("images", "images_*/images", "images_*")  # of the NIH unpacked, and of Kaggle's copy
 
 
-def load_chestxray14(options: DataOptions) -> ImageDataset:
+def load_chestxray14(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load ChestX-ray14 (Wang et al., CVPR 2017): 112,120 images of 30,805 patients, 14 findings.
 
     Train (86,524) and test (25,596) are the official lists; without them the images are
     unassigned and cut by patient. "No Finding" is a row of 0.
     """
-    return open_listing("chestxray14", read_chestxray14(options.data_dir), options)
+    return open_listing("chestxray14", read_chestxray14(data_dir), options)
 
 
 def read_chestxray14(data_dir: Path) -> Listing:

@@ -32,33 +32,27 @@ SOURCES = {
 }
 
 
-def load_csv(options: DataOptions) -> ImageDataset:
+def load_csv(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load a user's own data of any classes; the folder has to be named.
 
     Raises:
-        UserError: no folder given, or see read_layout and load_images.
+        UserError: see read_layout and load_images.
     """
-    if options.data_dir is None:
-        raise UserError(
-            f"--dataset csv needs --data-dir: a folder with {EXPECTED}, as described in "
-            "data/README.md, section csv; to try the program without data: "
-            "python src/main_fednml.py"
-        )
-    return open_listing("csv", read_layout("csv", options.data_dir), options)
+    return open_listing("csv", read_csv_layout(data_dir), options)
 
 
-def load_mured(options: DataOptions) -> ImageDataset:
+def load_mured(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load MuReD (Rodriguez et al., 2022): 2,208 fundus images, 20 classes.
 
     The official archive calls its 444 test images ``val_data.csv``; they are the test set here,
     unless there is a ``test_data.csv`` besides.
     """
-    return open_listing("mured", read_mured(options.data_dir), options)
+    return open_listing("mured", read_mured(data_dir), options)
 
 
-def load_odir(options: DataOptions) -> ImageDataset:
+def load_odir(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load ODIR-5K, labelled by eye, in the MuReD layout: 8 classes."""
-    return open_listing("odir", read_odir(options.data_dir), options)
+    return open_listing("odir", read_odir(data_dir), options)
 
 
 def read_csv_layout(data_dir: Path) -> Listing:
@@ -139,7 +133,7 @@ def _check_header(table: CsvTable, first: CsvTable) -> None:
 
 
 def _with_classes(name: str, listing: Listing, known: Sequence[str]) -> Listing:
-    """Refuse columns that the dataset does not have, or lacks; their order is free."""
+    """Check that the columns are the classes of the dataset, in any order."""
     other = [cls for cls in listing.classes if cls not in known]
     lacking = [cls for cls in known if cls not in listing.classes]
     advice = "for other classes use --dataset csv --data-dir " + str(listing.data_dir)

@@ -33,10 +33,10 @@ class ImageFolder:
         by_stem = self._listing(parent + slash)
         stem, suffix = _split(base)
         if suffix:
-            same = [file for file in by_stem.get(stem, ()) if _split(file)[1] == suffix]
-            fitting = [base] if base in same else same or by_stem.get(base, ())
+            same = [file for file in by_stem.get(stem, []) if _split(file)[1] == suffix]
+            fitting = [base] if base in same else same or by_stem.get(base, [])
         else:
-            fitting = by_stem.get(base, ())
+            fitting = by_stem.get(base, [])
         if len(fitting) > 1:
             raise UserError(
                 f"image {shown(name)}: {self.path / parent} holds {' and '.join(fitting)}; "
@@ -63,14 +63,15 @@ class ImageFolder:
 
 
 class ImageFolders:
-    """Several folders of images below one, searched in turn: archives come in parts.
-
-    Args:
-        path: the folder above.
-        patterns: glob patterns of the folders, e.g. ``images_*/images``; the order counts.
-    """
+    """Several folders of images below one, searched in turn: archives come in parts."""
 
     def __init__(self, path: Path, patterns: Sequence[str]) -> None:
+        """Look for the folders.
+
+        Args:
+            path: the folder above.
+            patterns: glob patterns of the folders, e.g. ``images_*/images``; the order counts.
+        """
         self._parents = list(
             dict.fromkeys(
                 found.relative_to(path).as_posix() + "/"

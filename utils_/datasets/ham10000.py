@@ -24,13 +24,13 @@ TABLES = ("HAM10000_metadata.csv", "HAM10000_metadata")
 FOLDERS = ("images", "[Hh][Aa][Mm]10000_images_part_[12]", "ISIC2018_Task3_Training_Input")
 
 
-def load_ham10000(options: DataOptions) -> ImageDataset:
+def load_ham10000(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load HAM10000 (Tschandl et al., 2018): 10,015 images of 7,470 lesions, 7 diagnoses.
 
     Labels are one-hot, a blank diagnosis is not annotated. Groups are lesions, sites are the four
     sources in the column ``dataset`` of the metadata where there is one.
     """
-    return open_listing("ham10000", read_ham10000(options.data_dir), options)
+    return open_listing("ham10000", read_ham10000(data_dir), options)
 
 
 def read_ham10000(data_dir: Path) -> Listing:

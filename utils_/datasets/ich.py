@@ -19,18 +19,21 @@ from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
-ANY = "any"  # 1 where a subtype is: no class, for it would betray hidden labels
+ANY = "any"  # 1 where any subtype is. It is no class: it would betray hidden labels.
 COLUMNS = (*CLASSES, ANY)
 TABLES = ("stage_2_train.csv", "stage_1_train.csv")
 VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 
-def load_ich(options: DataOptions) -> ImageDataset:
+def load_ich(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load the RSNA haemorrhage slices (Flanders et al., 2020), made PNG by prepare_data: 5 types.
 
     ``any`` is no class. Groups are patients where ``groups.csv`` names them.
+
+    Raises:
+        UserError: see read_ich and load_images.
     """
-    return open_listing("ich", read_ich(options.data_dir), options)
+    return open_listing("ich", read_ich(data_dir), options)
 
 
 def read_ich(data_dir: Path) -> Listing:
@@ -86,10 +89,10 @@ class _Cells:
     """The cells in the order of the file, 13 bytes each: there are 4.5 million."""
 
     row_of: dict[str, int] = field(default_factory=dict)
-    rows: array = field(default_factory=lambda: array("i"))
-    columns: array = field(default_factory=lambda: array("b"))
-    values: array = field(default_factory=lambda: array("f"))
-    lines: array = field(default_factory=lambda: array("i"))
+    rows: array[int] = field(default_factory=lambda: array("i"))
+    columns: array[int] = field(default_factory=lambda: array("b"))
+    values: array[float] = field(default_factory=lambda: array("f"))
+    lines: array[int] = field(default_factory=lambda: array("i"))
 
     def add(self, row: list[str], line: int) -> bool:
         """Take one row of the file; False if it is wrong."""

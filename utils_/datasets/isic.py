@@ -30,7 +30,7 @@ DOWNSAMPLED = "_downsampled"  # the challenge reduced large images and renamed t
 NAMES_SHOWN = 10
 
 
-def load_isic(options: DataOptions) -> ImageDataset:
+def load_isic(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load ISIC 2019 (Tschandl et al. 2018, Codella et al. 2018, Combalia et al. 2019).
 
     The labels are taken as the file gives them, also where a row is not one-hot. Groups are
@@ -39,7 +39,7 @@ def load_isic(options: DataOptions) -> ImageDataset:
     Raises:
         UserError: see read_isic and load_images.
     """
-    return open_listing("isic", read_isic(options.data_dir), options)
+    return open_listing("isic", read_isic(data_dir), options)
 
 
 def read_isic(data_dir: Path) -> Listing:

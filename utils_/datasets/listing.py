@@ -22,8 +22,8 @@ class DataOptions:
     """How a data set is to be loaded; settings of the same names have the defaults.
 
     Attributes:
-        data_dir: its folder; None stands for :func:`utils_.datasets.default_folder` (``csv`` has
-            none).
+        data_dir: its folder; None stands for :func:`utils_.datasets.default_folder`, which
+            ``csv`` has none of.
         image_size: edge of the square images in pixels, 8 to 4096.
         cache_dir: where decoded images are kept; None stands for ``.cache`` in the data folder.
         fit: ``crop`` (centre) or ``pad`` (black); the aspect ratio is kept in both.
@@ -53,6 +53,10 @@ class DataOptions:
     workers: int
     quiet: bool
     labels_only: bool
+
+    def cache_in(self, data_dir: Path) -> Path:
+        """Return where decoded images are kept, if the data lie in ``data_dir``."""
+        return self.cache_dir or data_dir / ".cache"
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
         request = ImageRequest(
             folder=listing.folder,
             files=listing.files,
-            cache_dir=options.cache_dir or listing.data_dir / ".cache",
+            cache_dir=options.cache_in(listing.data_dir),
             image_size=options.image_size,
             fit=options.fit,
             skip_bad_images=options.skip_bad_images,

@@ -98,32 +98,33 @@ SETS = {
 }
 
 
-def loader_of(name: str) -> Callable[[DataOptions], ImageDataset]:
+def loader_of(name: str) -> Callable[[Path, DataOptions], ImageDataset]:
     """Return the loader of one set; see load_medmnist."""
 
-    def load(options: DataOptions) -> ImageDataset:
-        return load_medmnist(name, options)
+    def load(data_dir: Path, options: DataOptions) -> ImageDataset:
+        return load_medmnist(name, data_dir, options)
 
     load.__doc__ = f"MedMNIST (Yang et al., Sci. Data 2023): {SETS[name].summary}."
     return load
 
 
-def load_medmnist(name: str, options: DataOptions) -> ImageDataset:
+def load_medmnist(name: str, data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load one set with its official parts.
 
-    One label of several becomes one-hot; of two values only the finding becomes a column, for the
-    other would repeat it and so betray it where it is hidden. Of the sizes at hand the smallest
-    that suffices for ``image_size`` is taken, else the largest.
+    - A label of several values becomes one-hot.
+    - Of a label of two values only the finding becomes a column: the other value would repeat it,
+      and so betray it where it is hidden.
+    - Of the sizes at hand the smallest that suffices for ``image_size`` is taken, else the largest.
 
     Raises:
         UserError: there is no file, or it is damaged or not what it should be.
     """
-    path = find_file(name, options.data_dir, image_size=options.image_size)
+    path = find_file(name, data_dir, image_size=options.image_size)
     try:
         with zipfile.ZipFile(path) as archive:
             labels = [_labels(archive, name, part) for part in PART_NAMES]
             counts = [len(rows) for rows in labels]
-            images, key = _images(archive, counts, options)
+            images, key = _images(archive, counts, options, cache_dir=options.cache_in(data_dir))
     except _DAMAGED as error:
         raise UserError(
             f"{path}: damaged, or not of MedMNIST ({error}); remove it and run "
@@ -192,11 +193,12 @@ def _labels(archive: zipfile.ZipFile, name: str, part: str) -> np.ndarray:
     if several:
         return values.astype(np.float32)
     wanted = np.arange(len(known.classes)) if known.positive is None else [known.positive]
-    return (values == np.asarray(wanted)).astype(np.float32)
+    columns: np.ndarray = values == np.asarray(wanted)
+    return columns.astype(np.float32)
 
 
 def _images(
-    archive: zipfile.ZipFile, counts: list[int], options: DataOptions
+    archive: zipfile.ZipFile, counts: list[int], options: DataOptions, *, cache_dir: Path
 ) -> tuple[np.ndarray, str]:
     """Return (N, size, size, 3) uint8 and the key of their content, from the cache or built."""
     size = options.image_size
@@ -208,7 +210,6 @@ def _images(
     content = [f"{entry.CRC:08x} {entry.file_size}" for entry in entries]
     head = f"medmnist {FORMAT} {size}"
     key = hashlib.sha256("\n".join([head, *content]).encode()).hexdigest()[:32]
-    cache_dir = options.cache_dir or options.data_dir / ".cache"
     images = open_array(cache_dir / f"{key}.npy", shape)
     if images is None:
         images = _build(archive, counts, cache_dir / f"{key}.npy", options)
@@ -233,7 +234,8 @@ def _build(
                     file.write(np.stack([square_array(image, size) for image in block]).data)
                     bar.update(len(block))
         publish(temporary, path)
-    return np.load(path, mmap_mode="r")
+    images: np.ndarray = np.load(path, mmap_mode="r")
+    return images
 
 
 def _blocks(archive: zipfile.ZipFile, part: str, count: int) -> Iterator[np.ndarray]:

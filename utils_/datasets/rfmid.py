@@ -20,13 +20,13 @@ CLASSES = (
     *("CWS", "CB", "ODPM", "PRH", "MNF", "HR", "CRAO", "TD", "CME", "PTCR", "CF", "VH", "MCA"),
     *("VS", "BRAO", "PLQ", "HPED", "CL"),
 )
-RISK = "Disease_Risk"  # 1 where any disease is: no class, for it would betray hidden labels
+RISK = "Disease_Risk"  # 1 where any disease is. It is no class: it would betray hidden labels.
 LABELS = {
     TRAIN: "RFMiD_Training_Labels.csv",
     VAL: "RFMiD_Validation_Labels.csv",
     TEST: "RFMiD_Testing_Labels.csv",
 }
-# Ours, then those of the archives; * because some wrap a folder in one of the same name.
+# Our names, then those of the archives. * because some wrap a folder in one of the same name.
 FOLDERS = {
     TRAIN: ("train", "Training", "Training_Set/Training", "Training_Set/*/Training"),
     VAL: ("val", "Validation", "Evaluation_Set/Validation", "Evaluation_Set/*/Validation"),
@@ -37,12 +37,12 @@ EXPECTED = "RFMiD_{Training,Validation,Testing}_Labels.csv and train/, val/ and 
 PAGE = "https://ieee-dataport.org/open-access/retinal-fundus-multi-disease-image-dataset-rfmid"
 
 
-def load_rfmid(options: DataOptions) -> ImageDataset:
+def load_rfmid(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load RFMiD (Pachade et al., 2021): 3,200 fundus images, 45 diseases.
 
     ``Disease_Risk`` is no class. Images are called ``train/1``, since each part counts from 1.
     """
-    return open_listing("rfmid", read_rfmid(options.data_dir), options)
+    return open_listing("rfmid", read_rfmid(data_dir), options)
 
 
 def read_rfmid(data_dir: Path) -> Listing:
@@ -52,7 +52,8 @@ def read_rfmid(data_dir: Path) -> Listing:
         UserError: files are absent or wrong; the file, line and column are named.
     """
     tables = {part: read_csv(_table(data_dir, file)) for part, file in LABELS.items()}
-    names, files = [], []
+    names: list[str] = []
+    files: list[str] = []
     for part, table in tables.items():
         _check_header(table)
         images = ImageFolders(data_dir, FOLDERS[part])
@@ -64,8 +65,8 @@ def read_rfmid(data_dir: Path) -> Listing:
         names += [f"{PART_NAMES[part]}/{name}" for name in table.names]
     labels = np.concatenate([parse_labels(table, CLASSES) for table in tables.values()])
     _check_risk(tables, labels)
-    part = np.repeat(np.array(list(tables), np.uint8), [len(t.rows) for t in tables.values()])
-    return Listing(data_dir, data_dir, names, files, labels, CLASSES, part, None, None)
+    parts = np.repeat(np.array(list(tables), np.uint8), [len(t.rows) for t in tables.values()])
+    return Listing(data_dir, data_dir, names, files, labels, CLASSES, parts, None, None)
 
 
 def _table(data_dir: Path, file: str) -> Path:

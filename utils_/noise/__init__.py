@@ -1,9 +1,10 @@
 """Label noise: which training labels an annotator gets wrong, and what is written instead.
 
-Every type is coupled: the random numbers belong to the image (its row in the dataset) and the
-class, and never to the rate. A higher rate adds corrupted images or cells and leaves the earlier
-ones as they are; another number or order of clients draws the same numbers. Cells without a label
-(NaN) stay without one.
+- Every type is coupled: the random numbers belong to the image (its row in the dataset) and the
+  class, and never to the rate. A higher rate adds corrupted images or cells and leaves the earlier
+  ones as they are.
+- Another number or order of clients draws the same numbers.
+- Cells without a label (NaN) stay without one.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ def add_noise(
     Args:
         labels: (N, C) float32 of 0, 1 and NaN.
         client: (N,) int32, -1 outside train.
-        rate: in [0, 1], one number or (K,), one for each client; its type says what it counts.
+        rate: in [0, 1], one number or (K,), one for each client. What it is a rate of depends on
+            the type.
         noise_type: a name of ``NOISE_TYPES``.
         data_seed: the seed of the data.
-        classes: C names, read by ``pair`` and ``reader``; none: no class has a known name.
-        pixels: (N, H, W, 3) uint8, read by ``instance``; None: numbers stand in for them.
+        classes: C names, read by ``pair`` and ``reader``. If there are none, no name is known.
+        pixels: (N, H, W, 3) uint8, read by ``instance``. If None, random numbers stand in.
 
     Returns:
         (N, C) float32, NaN where ``labels`` is; unchanged where ``client`` is -1.

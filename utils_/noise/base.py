@@ -38,16 +38,19 @@ class TrainingLabels:
     @property
     def known(self) -> np.ndarray:
         """(n, C) bool, cells with a label."""
-        return ~np.isnan(self.labels)
+        cells: np.ndarray = ~np.isnan(self.labels)
+        return cells
 
     @property
     def positive(self) -> np.ndarray:
         """(n, C) bool, cells labelled 1."""
-        return self.labels == 1
+        cells: np.ndarray = self.labels == 1
+        return cells
 
     def draw(self, name: str, sample: Callable[[np.random.Generator], np.ndarray]) -> np.ndarray:
         """Draw for all N images of the dataset, from the stream ``name``, and keep our rows."""
-        return sample(derive(self.data_seed, "noise", name))[self.rows]
+        drawn: np.ndarray = sample(derive(self.data_seed, "noise", name))[self.rows]
+        return drawn
 
     def uniform(self, name: str) -> np.ndarray:
         """(n, C) numbers in [0, 1) that belong to the cells, from the stream ``name``."""
@@ -59,5 +62,5 @@ NoiseModel = Callable[[TrainingLabels, Rate], np.ndarray]  # the result: noisy l
 
 
 def plain_name(name: str) -> str:
-    """Letters and digits in lower case: ``Pleural_Thickening`` is ``pleural thickening``."""
+    """Letters and digits in lower case: ``Pleural_Thickening`` becomes ``pleuralthickening``."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

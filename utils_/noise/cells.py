@@ -6,7 +6,8 @@ import numpy as np
 
 from utils_.noise.base import Rate, TrainingLabels, plain_name
 
-# Findings that are taken for each other: our choice from differential diagnosis, not measured.
+# Findings that are taken for each other. We chose them from differential diagnosis; they are not
+# measured.
 CONFUSABLE = (
     ("MEL", "NV"), ("AK", "SCC"),  # dermoscopy
     ("BRVO", "CRVO"), ("ARMD", "DN"), ("DR", "HTR"), ("CSR", "CNV"), ("TSLN", "MYA"),  # fundus
@@ -19,11 +20,14 @@ CONFUSABLE = (
 def symmetric(training: TrainingLabels, rate: Rate) -> np.ndarray:
     """Move each positive label, with probability ``rate``, to a class that is negative there.
 
-    On one-hot rows this is the textbook symmetric noise whose new class is uniform over the C - 1
-    others, so the rate is the share of wrong images (methods.md 14.1). On multi-label rows every
-    positive moves on its own and no two to the same class: the number of positives stays, and the
-    share of wrong images is larger than the rate (1 - (1 - rate)^p for p positives). Rows without
-    a positive have nothing to move and stay; so do positives for which no negative is left.
+    See docs/methods.md 14.1.
+
+    - On one-hot rows this is the textbook symmetric noise whose new class is uniform over the C - 1
+      others, so the rate is the share of wrong images.
+    - On multi-label rows every positive moves on its own, and no two to the same class. The number
+      of positives stays. The share of wrong images is larger than the rate: 1 - (1 - rate)^p for p
+      positives.
+    - Rows without a positive stay as they are. So do positives for which no negative is left.
 
     Args:
         training: the rows to corrupt.
@@ -69,10 +73,14 @@ def move(
 def pair(training: TrainingLabels, rate: Rate) -> np.ndarray:
     """Move each positive label, with probability ``rate``, to the one class it is confused with.
 
-    The partner of a class is named in ``CONFUSABLE`` where the dataset has both; the other classes
-    go to the next of them in the order of the file, the last to the first (the textbook's pair
-    noise, methods.md 14.2). On one-hot rows the rate is the share of wrong images. A positive
-    stays where its partner is positive too or has no label, and where there is one class only.
+    See docs/methods.md 14.2.
+
+    - The partner of a class is named in ``CONFUSABLE`` where the dataset has both. The other
+      classes go to the next of them in the order of the file, the last to the first: this is the
+      textbook's pair noise.
+    - On one-hot rows the rate is the share of wrong images.
+    - A positive stays where its partner is positive too or has no label, and where there is one
+      class only.
 
     Args:
         training: the rows to corrupt.
@@ -92,7 +100,7 @@ def pair(training: TrainingLabels, rate: Rate) -> np.ndarray:
 
 
 def partners(classes: tuple[str, ...]) -> np.ndarray:
-    """(C,) int: the class that each is taken for; a permutation, so that no two have the same."""
+    """(C,) int: the class that each is taken for. No two have the same: it is a permutation."""
     place = {plain_name(name): c for c, name in enumerate(classes)}
     partner = np.full(len(classes), -1)
     for names in CONFUSABLE:
@@ -109,12 +117,14 @@ def flip(
 ) -> np.ndarray:
     """Flip cells independently: positives are omitted, negatives reported as positive.
 
-    Each positive is omitted with probability ``rate``. Negatives of class c turn positive with
-    probability rate * min(1, positives_c / negatives_c), counted over the training set: as many
-    labels come as go, so the prevalence of a class stays what it was. With the plain rate for
-    negatives the false positives would outnumber the true ones many times over, since most
-    classes are rare. Above a prevalence of one half negatives flip with the rate too, so no cell
-    flips with more than the rate, and prevalence falls.
+    - Each positive is omitted with probability ``rate``.
+    - Each negative of class c turns positive with probability rate * min(1, positives_c /
+      negatives_c), counted over the training set. As many labels come as go, so the prevalence of a
+      class stays what it was.
+    - With the plain rate for negatives the false positives would outnumber the true ones many times
+      over, since most classes are rare.
+    - Above a prevalence of one half negatives flip with the rate too. So no cell flips with more
+      than the rate, and prevalence falls.
 
     Args:
         training: the rows to corrupt.
@@ -138,8 +148,8 @@ def omission(training: TrainingLabels, rate: Rate) -> np.ndarray:
 def commission(training: TrainingLabels, rate: Rate) -> np.ndarray:
     """Report findings that are not there and omit none: the false positives of :func:`flip`.
 
-    A class gets about rate times as many false positives as it has positives, one without any
-    gets none.
+    A class gets about rate times as many false positives as it has positives. A class without
+    positives gets none.
     """
     return flip_cells(training, omit=0, add=rate * balance(training))
 
@@ -148,7 +158,8 @@ def balance(training: TrainingLabels) -> np.ndarray:
     """(C,) positives a negative, at most 1: the chance that adds as many labels as are omitted."""
     positives = training.positive.sum(axis=0)
     negatives = (training.labels == 0).sum(axis=0)
-    return np.minimum(1, positives / np.maximum(negatives, 1))
+    chance: np.ndarray = np.minimum(1, positives / np.maximum(negatives, 1))
+    return chance
 
 
 def flip_cells(

@@ -24,10 +24,12 @@ def client_rates(
 ) -> np.ndarray:
     """Return the noise rate of every client; raising ``rate`` or another number lowers none.
 
-    ``same``: ``rate`` everywhere (published FedNML). ``uniform``: drawn from U(lowest, rate).
-    ``bernoulli``: a client is noisy with probability ``noisy_share``, then as ``uniform``, else 0
-    (FedCorr, Xu et al., CVPR 2022, with rate 1). ``linear``: from ``lowest`` at client 0 to
-    ``rate`` at the last in equal steps (methods.md 14.3, whose last step stops short of the rate).
+    - ``same``: ``rate`` everywhere, as in published FedNML.
+    - ``uniform``: drawn from U(lowest, rate).
+    - ``bernoulli``: a client is noisy with probability ``noisy_share``, then as ``uniform``, else
+      0. With rate 1 this is FedCorr's (Xu et al., CVPR 2022).
+    - ``linear``: in equal steps from ``lowest`` at client 0 to ``rate`` at the last. In FedRN and
+      FedELC the last step stops short of the highest rate (docs/methods.md 14.3).
 
     Args:
         kind: a name of ``CLIENT_RATES``.

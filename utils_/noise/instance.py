@@ -8,8 +8,8 @@ from utils_.noise.base import Rate, TrainingLabels
 from utils_.noise.cells import move
 from utils_.rng import derive
 
-IMAGE_SHARE = 0.8  # of the variance of a score; the rest is the annotator's luck
-RIDGE = 0.1  # of the mean variance, added before whitening
+IMAGE_SHARE = 0.8  # the image's share of the variance of a score; the rest is the annotator's luck
+RIDGE = 0.1  # this share of the mean variance is added before whitening
 COLOUR_GRID, EDGE_GRID = 6, 4
 BLOCK = 256  # images in memory at once
 
@@ -17,19 +17,21 @@ BLOCK = 256  # images in memory at once
 def instance(training: TrainingLabels, rate: Rate) -> np.ndarray:
     """Move positive labels by what the image looks like.
 
-    Scores of image i and class c are a frozen random projection of the image's features (pooled
-    colours and edges, whitened) plus some luck: 80 % of their variance comes from the pixels. One
-    projection says how hard a finding is to see there: of each class's positives, those with the
-    hardest images move, a share of ``rate``. Another says what the image looks like: they move to
-    the negative class of the highest score. Number of positives and one-hot rows stay, and rows
-    without a positive have nothing to move.
+    The score of an image and a class is a frozen random projection of the image's features (pooled
+    colours and edges, whitened) plus some luck: 80 % of its variance comes from the pixels. There
+    are two kinds:
 
-    After Xia et al., Part-dependent label noise, NeurIPS 2020 (methods.md 14.5 a), where the new
-    class is drawn from the softmax of a random projection of the pixels; there each image's rate
-    is drawn at random, here it too depends on the image, so that errors can be learnt. Highest
-    score plus luck instead of softmax, because then a higher rate only adds.
+    - Hardness says how hard a finding is to see. Of each class's positives those on the hardest
+      images move, a share of ``rate``.
+    - Likeness says what the image looks like. They move to the negative class of the highest score.
 
-    Without pixels (a dry run reads none) random features stand in for those of the images.
+    The number of positives stays, so one-hot rows stay one-hot, and rows without a positive stay as
+    they are. Without pixels (a dry run reads none) random features stand in for the images'.
+
+    After Xia et al., Part-dependent label noise, NeurIPS 2020 (docs/methods.md 14.5 a). Two things
+    differ. There each image's rate is drawn at random; here it depends on the image, so that errors
+    can be learnt. There the new class is drawn from the softmax of a random projection of the
+    pixels; here the highest score with its luck decides, because then a higher rate only adds.
 
     Args:
         training: the rows to corrupt.
@@ -56,7 +58,8 @@ def _scores(training: TrainingLabels, features: np.ndarray, *, name: str) -> np.
     seen = _standardised(features @ rng.standard_normal((features.shape[1], classes)))
     shape = (training.images, classes)
     luck = training.draw(f"instance/{name}/luck", lambda rng: rng.standard_normal(shape))
-    return np.sqrt(IMAGE_SHARE) * seen + np.sqrt(1 - IMAGE_SHARE) * luck
+    scores: np.ndarray = np.sqrt(IMAGE_SHARE) * seen + np.sqrt(1 - IMAGE_SHARE) * luck
+    return scores
 
 
 def _features(training: TrainingLabels) -> np.ndarray:
@@ -68,7 +71,9 @@ def _features(training: TrainingLabels) -> np.ndarray:
     covariance = features.T @ features / len(features)
     variance = max(float(np.trace(covariance)) / len(covariance), 1e-12)
     spread, axes = np.linalg.eigh(covariance + RIDGE * variance * np.eye(len(covariance)))
-    return features @ (axes / np.sqrt(spread)) @ axes.T  # symmetric: free of the axes' signs
+    # The symmetric square root: it does not depend on the signs of the axes.
+    white: np.ndarray = features @ (axes / np.sqrt(spread)) @ axes.T
+    return white
 
 
 def image_features(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -107,4 +112,5 @@ def _pooled(images: np.ndarray, grid: int) -> np.ndarray:
 def _standardised(values: np.ndarray) -> np.ndarray:
     """Columns of mean 0 and variance 1; constant columns become 0."""
     deviation = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(deviation > 1e-9, deviation, np.inf)
+    scaled: np.ndarray = values - values.mean(axis=0)
+    return scaled / np.where(deviation > 1e-9, deviation, np.inf)

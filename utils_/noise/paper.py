@@ -1,4 +1,4 @@
-"""The noise of the published FedNML code: whole label vectors are replaced (methods.md 14.6)."""
+"""The noise of the published FedNML code, which replaces whole label vectors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from utils_.noise.base import Rate, TrainingLabels
 
 
 def paper(training: TrainingLabels, rate: Rate) -> np.ndarray:
-    """Replace whole label vectors, as the published FedNML code does (methods.md 14.6).
+    """Replace whole label vectors, as the published FedNML code does (docs/methods.md 14.6).
 
-    Each image has s ~ Dir(0.1), plus 0.5 spread over its positives, renormalised, then
-    0.7 s + 0.3 h with h the class frequencies of the whole training set. p_t is the mean of s over
-    the positives (over all classes if there is none). Each client corrupts exactly
-    floor(rate * n_k) images, drawn without replacement with probability proportional to 1 - p_t.
-    The new vector is exactly m classes, m uniform in 1 .. max(2, min(M, C)) - 1 with M the most
-    positives of any training image, drawn without replacement from s with positives times 0.2.
-    It may equal the old one, so the realised rate is a little lower. The images play no part in
-    it, although the publication calls this noise instance-dependent.
+    1. Each image draws s ~ Dir(0.1). 0.5 is spread over its positives and added, s is renormalised,
+       then becomes 0.7 s + 0.3 h with h the class frequencies of the whole training set.
+    2. p_t is the mean of s over the positives, over all classes if there is none. Each client
+       corrupts exactly floor(rate * n_k) images, drawn without replacement with probability
+       proportional to 1 - p_t.
+    3. The new vector has exactly m classes, m uniform in 1 .. max(2, min(M, C)) - 1 with M the most
+       positives of any training image. They are drawn without replacement from s with its positives
+       times 0.2.
 
-    What differs from the published code: both draws without replacement take the smallest
-    exponential (largest Gumbel) keys, which has the same distribution (Efraimidis and Spirakis,
-    Information Processing Letters 2006) and nests the selections of growing rates. Unlabelled
-    cells are neither drawn nor counted, and images without any label are left out of n_k. Without
-    a positive anywhere h is uniform, and images of weight 0 (where a single class takes all of s)
-    are selected after the others; the published code fails in both cases.
+    The new vector may equal the old one, so the realised rate is a little lower. The pixels play no
+    part in it, although the publication calls this noise instance-dependent.
+
+    What differs from the published code:
+
+    - Both draws without replacement take the smallest exponential (largest Gumbel) keys. That has
+      the same distribution (Efraimidis and Spirakis, Information Processing Letters 2006) and nests
+      the selections of growing rates.
+    - Unlabelled cells are neither drawn nor counted, and images without any label are left out of
+      n_k.
+    - Two cases in which the published code fails are defined. Without a positive anywhere h is
+      uniform. Images of weight 0, where a single class takes all of s, are selected after the
+      others.
 
     Args:
         training: the rows to corrupt.
@@ -52,7 +59,7 @@ def paper(training: TrainingLabels, rate: Rate) -> np.ndarray:
 
 
 def paper_affinity(training: TrainingLabels) -> np.ndarray:
-    """(n, C) the vector s of methods.md 14.6 step 1; rows sum to 1."""
+    """(n, C) the vector s of docs/methods.md 14.6, step 1; rows sum to 1."""
     classes = training.labels.shape[1]
     concentration = np.full(classes, 0.1)
     s = training.draw("paper/s", lambda rng: rng.dirichlet(concentration, training.images))
@@ -62,23 +69,35 @@ def paper_affinity(training: TrainingLabels) -> np.ndarray:
     frequency = training.positive.sum(axis=0) / np.maximum(training.known.sum(axis=0), 1)
     total = frequency.sum()
     frequency = frequency / total if total > 0 else np.full(classes, 1 / classes)
-    return 0.7 * s + 0.3 * frequency
+    affinity: np.ndarray = 0.7 * s + 0.3 * frequency
+    return affinity
 
 
 def select(
     training: TrainingLabels, *, key: np.ndarray, weight: np.ndarray, rate: Rate
 ) -> np.ndarray:
-    """Indices of floor(rate * n_k) rows a client, without replacement, probability ~ ``weight``."""
+    """Draw floor(rate * n_k) rows of each client, without replacement.
+
+    Args:
+        training: the rows; those without any label are not drawn and not counted in n_k.
+        key: (n,) standard exponential numbers.
+        weight: (n,) at least 0, to which the chance of a row is proportional.
+        rate: in [0, 1]; one number, or one for each row's client.
+
+    Returns:
+        Indices into the n rows, client by client.
+    """
     eligible = np.flatnonzero(training.known.any(axis=1))
     key, weight, client = key[eligible], weight[eligible], training.client[eligible]
-    key = key / np.maximum(weight, 1e-12)  # 0, up to rounding, where a class takes all of s
+    key = key / np.maximum(weight, 1e-12)  # the weight is about 0 where a class takes all of s
     order = np.lexsort((key, client))
     sizes = np.bincount(client)
     of_client = np.zeros(len(sizes))
     of_client[client] = np.broadcast_to(rate, (len(training.labels), 1))[eligible, 0]
     quota = np.floor(of_client * sizes + 1e-9)  # 0.29 * 100 is 28.999... in floating point
     rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return eligible[order[rank < np.repeat(quota, sizes)]]
+    selected: np.ndarray = eligible[order[rank < np.repeat(quota, sizes)]]
+    return selected
 
 
 def _draw_classes(chance: np.ndarray, size: np.ndarray, gumbel: np.ndarray) -> np.ndarray:

@@ -1,11 +1,15 @@
 """Noise at the rates at which single radiologists were seen to miss and to invent findings.
 
-The table counts the public expert labels of ChestX-ray14, which name each reader: Nabulsi et al.,
-Scientific Reports 2021 (810 radiographs; two readers, each against the majority of three others),
-and Majkowska et al., Radiology 2020 (13,081 reads against adjudicated labels; a reader may have
-sat on the panel that adjudicated, so these rates are on the low side). The counts were made once,
-for this project; the publications themselves print other statistics. They are of chest
-radiographs: for other images they are a pattern with realistic proportions, not a measurement.
+The tables count the public expert labels of ChestX-ray14, which name each reader:
+
+- ``READS``: Nabulsi et al., Scientific Reports 2021. 810 radiographs; two readers, each against the
+  majority of three others.
+- ``MORE_READS``: Majkowska et al., Radiology 2020. 13,081 reads against adjudicated labels. A
+  reader may have sat on the panel that adjudicated, so these rates are on the low side.
+
+The counts were made once, for this project; the publications themselves print other statistics.
+They are of chest radiographs: for other images they are a pattern with realistic proportions, not a
+measurement.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from utils_.noise.cells import flip_cells
 
 logger = logging.getLogger("fednml")
 
-# finding: reads of images that show it, those that omit it, reads of others, those that report it
+# finding: (reads of images that show it, how many of these omit it,
+#           reads of images that do not show it, how many of these report it)
 READS = {
     "Atelectasis": (606, 240, 1014, 126),
     "Cardiomegaly": (162, 112, 1458, 6),
@@ -45,15 +50,15 @@ MORE_READS = {
 }
 SAME = {"Pleural Effusion": "Effusion", "Lung Opacity": "Airspace opacity",
         "Lung Lesion": "Nodule/mass", "Oedema": "Edema"}  # fmt: skip
-PRIOR_READS = 20  # a finding with few reads leans on the pooled rate as if it had so many more
+PRIOR_READS = 20  # reads at the pooled rate that are added to a finding's own, which may be few
 
 
 def reader(training: TrainingLabels, rate: Rate) -> np.ndarray:
     """Omit and report findings at each class's measured rates times ``rate``.
 
-    At rate 1 the rates are those measured, at 0.5 half of them. See :func:`reader_rates` for which
-    class gets which. Rare findings are reported far more often than they are there, as in
-    the measurements: 6 % of the reads of images without a finding report it.
+    At rate 1 the rates are those measured, at 0.5 half of them; :func:`reader_rates` says which
+    class gets which. Rare findings are reported far more often than they are there, as in the
+    measurements: 6 % of the reads of images without a finding report it.
 
     Args:
         training: the rows to corrupt.
@@ -70,9 +75,9 @@ def reader(training: TrainingLabels, rate: Rate) -> np.ndarray:
 def reader_rates(classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return (C,) omission and (C,) commission rates, in [0, 1].
 
-    A class whose name is in the table (case and punctuation aside) has its own rates, drawn to
-    the pooled ones by ``PRIOR_READS`` reads; where both sources saw it, their reads are added.
-    The others have the pooled rates: the totals over the fourteen findings of the first source.
+    - A class whose name is in a table (case and punctuation aside) has its own rates, drawn to the
+      pooled ones by ``PRIOR_READS`` reads. Where both sources saw it, their reads are added.
+    - The others have the pooled rates: the totals over the fourteen findings of ``READS``.
     """
     pooled = _rates(np.sum(list(READS.values()), axis=0))
     counts = [_reads(name) for name in classes]
@@ -96,7 +101,8 @@ def _reads(name: str) -> np.ndarray:
         for finding, counts in source.items()
         if plain_name(finding) == wanted
     ]
-    return np.sum([np.zeros(4), *found], axis=0)
+    total: np.ndarray = np.sum([np.zeros(4), *map(np.asarray, found)], axis=0)
+    return total
 
 
 def _rates(counts: np.ndarray) -> tuple[float, float]:

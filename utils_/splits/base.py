@@ -31,7 +31,7 @@ class Deal:
     phi: float
 
     def checked_alpha(self) -> float:
-        """The concentration, if it is one.
+        """Return ``alpha`` once it is checked.
 
         Raises:
             UserError: it is not a positive number.
@@ -64,7 +64,7 @@ Split = Callable[[TrainingGroups, Deal], np.ndarray]  # the result: (G,) client 
 
 
 def dense(groups: np.ndarray | None, images: int) -> np.ndarray:
-    """Number the groups 0 .. G-1."""
+    """(images,) the groups, numbered 0 .. G-1; if None, every image is one."""
     if groups is None:
         return np.arange(images)
     return np.unique(groups, return_inverse=True)[1].reshape(-1)
@@ -91,7 +91,8 @@ def primary_class(groups: TrainingGroups) -> np.ndarray:
     positive[groups.index[row], column] = True
     by_rarity = np.argsort(positive.sum(axis=0), kind="stable")
     first = positive[:, by_rarity].argmax(axis=1) if classes else 0
-    return np.where(positive.any(axis=1), by_rarity[first], classes)
+    primary: np.ndarray = np.where(positive.any(axis=1), by_rarity[first], classes)
+    return primary
 
 
 def enough_images(groups: TrainingGroups, clients: int) -> int:
@@ -104,17 +105,28 @@ def dirichlet_shares(count: int, *, alpha: float, rng: np.random.Generator) -> n
 
     Gamma(a) equals Gamma(a + 1) * U ** (1 / a) in distribution (Marsaglia and Tsang, 2000).
     """
-    alpha = min(max(alpha, 1e-6), 1e12)  # one client takes all, or equal shares, to float accuracy
+    # At these bounds one client takes all, or shares are equal, to the accuracy of floats.
+    alpha = min(max(alpha, 1e-6), 1e12)
     uniform = 1 - rng.random(count)  # in (0, 1], so that its logarithm is finite
     log_gamma = np.log(rng.standard_gamma(alpha + 1, count)) + np.log(uniform) / alpha
     shares = np.exp(log_gamma - log_gamma.max())
-    return shares / shares.sum()
+    normalised: np.ndarray = shares / shares.sum()
+    return normalised
 
 
 def cut_by_shares(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """(g,) which share each of g groups, in their order, falls into by the images before it."""
+    """Cut groups, in their order, into runs whose images are about in proportion to ``shares``.
+
+    Args:
+        sizes: (g,) images of each group.
+        shares: (s,) that add up to 1.
+
+    Returns:
+        (g,) int, which share each group falls into, by the images that come before it.
+    """
     before = np.cumsum(sizes) - sizes
-    return np.searchsorted(np.cumsum(shares)[:-1] * sizes.sum(), before, side="right")
+    share: np.ndarray = np.searchsorted(np.cumsum(shares)[:-1] * sizes.sum(), before, side="right")
+    return share
 
 
 def fill_small_clients(

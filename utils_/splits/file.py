@@ -24,11 +24,12 @@ def read_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read who holds which image; the form is that of a run's ``assignments.csv``.
 
-    A header with ``image``, ``split`` and ``client`` in any order (further columns are not read),
-    then a row per image: its name, ``train``, ``val`` or ``test``, and for ``train`` the client's
-    number from 0. Every image of the dataset has one row. Images of one patient or lesion are in
-    one part and at one client; only a spread over parts that the dataset's own files make is
-    let through. Label values play no role.
+    - The header has ``image``, ``split`` and ``client`` in any order; further columns are not read.
+    - Every image of the dataset has one row: its name, ``train``, ``val`` or ``test``, and for
+      ``train`` the client's number from 0.
+    - Images of one patient or lesion are in one part and at one client. Only a spread over parts
+      that the dataset's own files make is let through.
+    - Label values play no role.
 
     Args:
         path: the CSV file.
@@ -60,7 +61,8 @@ def read_split(
 
 def _rows(table: CsvTable, names: Sequence[str], files: Sequence[str]) -> list[int]:
     """The dataset's row of each line of the table, each once."""
-    row_of, line_of = {name: row for row, name in enumerate(files)}, {}
+    row_of = {name: row for row, name in enumerate(files)}
+    line_of: dict[str, int] = {}
     for name, line in zip(names, table.lines, strict=True):
         if name not in row_of:
             hint = nearest(name, files) if len(files) < 10_000 else "see its label files"
@@ -97,7 +99,7 @@ def _client(path: Path, line: int, text: str, *, train: bool) -> int:
                 "leave the cell blank"
             )
         return -1
-    number = text.removesuffix(".0")  # as spreadsheets write a column with blanks
+    number = text.removesuffix(".0")  # spreadsheets write 3.0 in a column that has blanks
     if not (number.isascii() and number.isdecimal() and len(number) < 10):
         raise UserError(
             f"{path}, line {line}: client {shown(text)}; write the number of a client, from 0"

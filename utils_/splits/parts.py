@@ -24,16 +24,17 @@ def cut_parts(
 ) -> np.ndarray:
     """Give every image a part; groups stay whole and label values play no role.
 
-    Rows that the files put into TRAIN, VAL or TEST stay there, but for a val cut out of TRAIN when
-    the files have no VAL row. UNASSIGNED rows follow a fixed row of their group if there is one
-    (TEST before VAL before TRAIN); the others are cut into test, unless the files fix a test, then
-    val, and train. Shares count images, met to within half a group.
+    - Rows that the files put into TRAIN, VAL or TEST stay there. But where the files have no VAL
+      row, a val is cut out of TRAIN.
+    - UNASSIGNED rows follow a fixed row of their group if there is one: TEST before VAL before
+      TRAIN. The others are cut into test (unless the files fix one), then val, then train.
+    - Shares count images. They are met to within half a group.
 
     Args:
         part: (N,) uint8 of TRAIN, VAL, TEST, UNASSIGNED.
         groups: (N,) int64 or None (every image on its own).
         val_share: in [0, 1), of the images that are not test; 0 means no val.
-        test_share: in [0, 1), of the unassigned images; 0 means no test but the files'.
+        test_share: in [0, 1), of the unassigned images; 0 means no test but that of the files.
         data_seed: the seed of the data.
 
     Returns:
@@ -63,7 +64,7 @@ def _follow_fixed(part: np.ndarray, groups: np.ndarray) -> np.ndarray:
     followed = part.astype(np.uint8)
     count = int(groups.max()) + 1 if len(groups) else 0
     parts_of_group = np.zeros(count, dtype=np.int64)
-    for fixed in (TRAIN, VAL, TEST):  # the later wins: rather an image less than a patient in two
+    for fixed in (TRAIN, VAL, TEST):  # the later wins: better to lose training images than to leak
         has = np.zeros(count, dtype=bool)
         has[groups[part == fixed]] = True
         parts_of_group += has
@@ -88,7 +89,8 @@ def _cut(
     """Return (N,) bool: random whole groups that make about ``share`` of the ``source`` rows."""
     total = np.bincount(groups)
     inside = np.bincount(groups[source], minlength=len(total))
-    whole = np.flatnonzero((inside > 0) & (inside == total))  # a straddling group is not spread on
+    # Groups that lie in several parts already are not spread any further.
+    whole = np.flatnonzero((inside > 0) & (inside == total))
     if len(whole) < 2:
         raise UserError(
             f"{option} {share} cannot be cut: it needs two images, of two patients where patients "
@@ -96,8 +98,9 @@ def _cut(
         )
     order = rng.permutation(whole)
     reached = np.cumsum(total[order])
-    # the number of groups whose images come nearest to the share, leaving at least one group
+    # Take the number of groups whose images come nearest to the share, and leave at least one.
     taken = 1 + int(np.abs(reached[:-1] - share * source.sum()).argmin())
     chosen = np.zeros(len(total), dtype=bool)
     chosen[order[:taken]] = True
-    return source & chosen[groups]
+    rows: np.ndarray = source & chosen[groups]
+    return rows

@@ -46,9 +46,9 @@ def iid(groups: TrainingGroups, deal: Deal) -> np.ndarray:
 def quantity(groups: TrainingGroups, deal: Deal) -> np.ndarray:
     """Skew the sizes: clients hold Dirichlet shares of the images, with the same classes.
 
-    Shares q ~ Dir(alpha) cut the shuffled groups (methods.md 15, quantity skew). Every client gets
-    as many images as under ``dirichlet``, by moves of small groups from the largest client. Label
-    values play no role.
+    Shares q ~ Dir(alpha) cut the shuffled groups (docs/methods.md 15). Every client gets the same
+    least number of images as under ``dirichlet``, by moves of small groups from the largest client.
+    Label values play no role.
 
     Returns:
         (G,) int, the client of each group.

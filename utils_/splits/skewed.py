@@ -22,17 +22,18 @@ DIRICHLET_TRIES = 10
 def dirichlet(groups: TrainingGroups, deal: Deal) -> np.ndarray:
     """Skew the classes over the clients: Dirichlet shares of each group's primary class.
 
-    The multi-label rule: the primary class of a group is the rarest class among those positive in
-    any of its images (rarity counted over groups); groups without a positive form a class of their
-    own. For each primary class, in random order, shares q ~ Dir(alpha) over the clients that hold
-    fewer than n/K images so far cut its shuffled groups. That equals the rule of NIID-bench (Li et
-    al., ICDE 2022; shares of full clients set to 0, the rest renormalised), since a Dirichlet
-    vector restricted to some entries is again Dirichlet, and cannot end in 0/0 at small alpha.
-
-    Every client gets at least a tenth of the mean size, but no less than 2 and no more than 10
-    images: the shares are drawn up to ten times, and if no draw will do, the smallest groups of the
-    largest client move to the smallest. Where groups or numbers do not allow it, as much as such
-    moves give, and never less than one image.
+    - The primary class of a group is the rarest class among those positive in any of its images;
+      rarity is counted over groups. Groups without a positive form a class of their own.
+    - For each primary class, in random order, shares q ~ Dir(alpha) over the clients that hold
+      fewer than n/K images so far cut its shuffled groups.
+    - NIID-bench (Li et al., ICDE 2022) sets the shares of full clients to 0 and renormalises the
+      rest. That is the same, since a Dirichlet vector restricted to some entries is again
+      Dirichlet; but here nothing can end in 0/0 at small alpha.
+    - Every client gets at least a tenth of the mean size, but no less than 2 and no more than 10
+      images. The shares are drawn up to ten times. If no draw will do, the smallest groups of the
+      largest client move to the smallest.
+    - Where groups or numbers do not allow so many, a client gets what such moves give, and never
+      less than one image.
 
     Returns:
         (G,) int, the client of each group.
@@ -75,8 +76,8 @@ def _draw_dirichlet(
 def shards(groups: TrainingGroups, deal: Deal) -> np.ndarray:
     """Give every client a few shards of images sorted by class (McMahan et al., AISTATS 2017).
 
-    Groups are sorted by their primary class, as ``dirichlet`` defines it, at random within a
-    class, and cut into clients x shards pieces of equally many groups, which are dealt at random.
+    Groups are sorted by their primary class, as ``dirichlet`` defines it, at random within a class.
+    They are cut into clients x shards pieces of equally many groups, which are dealt at random.
 
     Returns:
         (G,) int, the client of each group.
@@ -106,14 +107,14 @@ def shards(groups: TrainingGroups, deal: Deal) -> np.ndarray:
 def phi(groups: TrainingGroups, deal: Deal) -> np.ndarray:
     """Let clients lack whole classes (FedCorr, Xu et al., CVPR 2022; FedNoRo, IJCAI 2023).
 
-    Each client has each primary class with probability ``phi``; each group of a class goes to one
-    of the clients that have it, drawn with shares q ~ Dir(alpha). The publications use phi 0.7
-    with alpha 10, and 0.9 with 2.
-
-    The published code draws a client without any class anew and loses a class that no client has.
-    Here such a client gets one class at random and such a class one client, so nothing is lost and
-    nothing loops. Every client gets as many images as under ``dirichlet``, by moves of small
-    groups from the largest client, which may bring it a class that it should lack.
+    - Each client has each primary class with probability ``phi``. Each group of a class goes to one
+      of the clients that have it, drawn with shares q ~ Dir(alpha). FedCorr uses phi 0.7 with alpha
+      10, FedNoRo 0.9 with 2.
+    - The published code draws a client without any class anew, and loses a class that no client
+      has. Here such a client gets one class at random and such a class one client, so nothing is
+      lost and nothing loops.
+    - Every client gets the same least number of images as under ``dirichlet``, by moves of small
+      groups from the largest client. A move may bring a client a class that it should lack.
 
     Returns:
         (G,) int, the client of each group.

@@ -33,7 +33,7 @@ def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             raise ValueError("wrong length")
         if _checksum(path) != wanted["crc32"]:
             raise ValueError("wrong checksum")
-        images = np.load(path, mmap_mode="r")
+        images: np.ndarray = np.load(path, mmap_mode="r")
         if images.shape != shape or images.dtype != np.uint8:
             raise ValueError(f"shape {images.shape} of {images.dtype}")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:

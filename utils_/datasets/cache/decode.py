@@ -33,14 +33,19 @@ CHUNK_IMAGES = 64
 Decoded = tuple[str, str]
 """Digest of a file's bytes ("" if it could not be read) and what is wrong ("" if nothing is)."""
 
+Job = dict[str, Any]
+"""The arguments of :func:`decode_chunk`, by name."""
+
 
 def decode(data: bytes, *, image_size: int, fit: str) -> np.ndarray:
     """Turn the bytes of a PNG, JPEG, TIFF or BMP file into (image_size, image_size, 3) uint8 RGB.
 
-    The aspect ratio is kept: ``crop`` scales the shorter side and takes the centre, ``pad`` scales
-    the longer side and fills with black. Reduction is antialiased (bicubic). EXIF rotation is
-    applied, images with transparency are laid over black, 16-bit values are divided by 257, and of
-    several pages the first counts.
+    - The aspect ratio is kept: ``crop`` scales the shorter side and takes the centre, ``pad``
+      scales the longer side and fills with black. Reduction is antialiased (bicubic).
+    - EXIF rotation is applied.
+    - Images with transparency are laid over black.
+    - 16-bit values are divided by 257.
+    - Of several pages the first counts.
 
     Raises:
         Exception: whatever the decoder raises for broken data; ValueError for 32-bit pixels.
@@ -48,7 +53,8 @@ def decode(data: bytes, *, image_size: int, fit: str) -> np.ndarray:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     side = (min if fit == "crop" else max)(image.size)
     # JPEG only: let the decoder reduce by 2, 4 or 8, never below the size that is wanted.
-    image.draft(None, tuple(max(1, edge * image_size // side) for edge in image.size))
+    width, height = (max(1, edge * image_size // side) for edge in image.size)
+    image.draft(None, (width, height))
     image.load()
     return np.asarray(_square(_rgb(_upright(image)), image_size, fit))
 
@@ -134,9 +140,8 @@ def problem_of(path: str, *, image_size: int, fit: str) -> str:
 
 def serve() -> None:
     """Answer decode_chunk jobs, one JSON line each, until the input ends; for a reader process."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the parent ends this process by closing the input
+    # The parent ends this process by closing the input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         try:
             reply: dict[str, Any] = {"results": decode_chunk(**json.loads(line))}
@@ -163,12 +168,15 @@ class _Reader:
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             encoding="utf-8",
         )
+        jobs, answers = self._process.stdin, self._process.stdout
+        assert jobs is not None and answers is not None  # they are pipes, which the type omits
+        self._jobs, self._answers = jobs, answers
 
-    def __call__(self, job: dict[str, Any]) -> list[Decoded]:
+    def __call__(self, job: Job) -> list[Decoded]:
         try:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            self._jobs.write(json.dumps(job) + "\n")
+            self._jobs.flush()
+            answer = self._answers.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
@@ -183,13 +191,13 @@ class _Reader:
 
     def close(self) -> None:
         with suppress(BrokenPipeError):  # it is gone already, which __call__ has reported
-            self._process.stdin.close()
-        self._process.stdout.close()
+            self._jobs.close()
+        self._answers.close()
         self._process.wait()
 
 
 @contextmanager
-def _readers(workers: int) -> Iterator[Callable[[Sequence[dict]], Iterator[list[Decoded]]]]:
+def _readers(workers: int) -> Iterator[Callable[[Sequence[Job]], Iterator[list[Decoded]]]]:
     """Yield a function that runs jobs, in order, in this process or in several."""
     if workers <= 1:
         yield lambda jobs: (decode_chunk(**job) for job in jobs)
@@ -201,7 +209,7 @@ def _readers(workers: int) -> Iterator[Callable[[Sequence[dict]], Iterator[list[
             stack.callback(reader.close)
             idle.put(reader)
 
-        def run(job: dict) -> list[Decoded]:
+        def run(job: Job) -> list[Decoded]:
             reader = idle.get()
             try:
                 return reader(job)
@@ -259,10 +267,10 @@ def _square(image: Image.Image, size: int, fit: str) -> Image.Image:
         box = (left, top, left + side, top + side)
         return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     scale = size / max(image.size)
-    inner = tuple(max(1, math.floor(edge * scale + 0.5)) for edge in image.size)
-    small = image.resize(inner, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    width, height = (max(1, math.floor(edge * scale + 0.5)) for edge in image.size)
+    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
     canvas = Image.new("RGB", (size, size))
-    canvas.paste(small, ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    canvas.paste(small, ((size - width) // 2, (size - height) // 2))
     return canvas
 
 

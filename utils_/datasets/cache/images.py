@@ -89,8 +89,8 @@ class CachedImages:
 def load_images(request: ImageRequest) -> CachedImages:
     """Return the images from the cache, which is built first where it is absent, stale or damaged.
 
-    The cache file is named by the content of the images (never by labels), so two folders with the
-    same images share one and a changed image leads to another. Its length and CRC-32 are checked.
+    The cache file is named by the content of the images (never by labels). So two folders with the
+    same images share one, and a changed image leads to another. Its length and CRC-32 are checked.
 
     Raises:
         UserError: images are missing or broken (all are named), or the cache cannot be written.
@@ -103,15 +103,16 @@ def load_images(request: ImageRequest) -> CachedImages:
     problems = {row: "missing" for row, found in enumerate(signatures) if found is None}
     problems |= _recheck(request, index, digests)
     rows = [row for row in range(len(request.files)) if row not in problems]
-    contents = [digests[row] for row in rows]
-    if rows and None not in contents:
+    contents = [digest for row in rows if (digest := digests[row]) is not None]
+    known = len(contents) == len(rows)
+    if rows and known:
         key = _key(request, contents)
         images = open_array(request.cache_dir / f"{key}.npy", request.shape(len(rows)))
         if images is not None:
             _judge(request, problems)
             _remember(request, index, key, signatures, digests, problems)
             return CachedImages(images, np.array(rows), key)
-    if not request.skip_bad_images and index.decoded.issuperset(contents):
+    if not request.skip_bad_images and known and index.decoded.issuperset(contents):
         _judge(request, problems)  # all are known: stop before decoding instead of after it
     with writing(request.cache_dir):
         return _build(request, index, signatures)
@@ -230,7 +231,7 @@ def _decode(
     from tqdm import tqdm
 
     paths = request.paths
-    small = sum(signatures[row][0] for row in present) < SMALL_BYTES
+    small = sum(found[0] for found in signatures if found is not None) < SMALL_BYTES
     # No bar where nobody watches: a run that stops on bad images writes one line to stderr.
     hidden = True if request.quiet else None
     with tqdm(

@@ -18,6 +18,9 @@ FORMAT = 1
 Signature = tuple[int, int, int]
 """Size, modification and change time (ns): while they stay, a file is not read again."""
 
+Entry = tuple[int, int, int, str]
+"""The signature of a file and the digest of its content."""
+
 
 def signature(path: str) -> Signature | None:
     """Return the signature of a file, or None where there is no such file."""
@@ -56,7 +59,7 @@ class CacheIndex:
         """Return the digest of every file that has not changed since, None for the others."""
         found = (self._files.get(file) for file in files)
         return [
-            entry[3] if entry and now and tuple(entry[:3]) == now else None
+            entry[3] if entry and now and entry[:3] == now else None
             for entry, now in zip(found, signatures, strict=True)
         ]
 
@@ -70,8 +73,8 @@ class CacheIndex:
     ) -> None:
         """Enter files whose content has gone through the decoder; ``bad`` are those that failed."""
         for file, now, digest in zip(files, signatures, digests, strict=True):
-            if now and digest and self._files.get(file) != [*now, digest]:
-                self._files[file] = [*now, digest]
+            if now and digest and self._files.get(file) != (*now, digest):
+                self._files[file] = (*now, digest)
                 self._changed = True
         known = (self.bad - set(filter(None, digests))) | bad
         self._changed |= known != self.bad
@@ -102,12 +105,12 @@ class CacheIndex:
             write_text(self._path, json.dumps(value, separators=(",", ":")))
             self._changed = False
 
-    def _read(self) -> tuple[dict[str, list], set[str], dict[str, str]]:
+    def _read(self) -> tuple[dict[str, Entry], set[str], dict[str, str]]:
         try:
             value = json.loads(self._path.read_text(encoding="utf-8"))
             if value["format"] != FORMAT:
                 return {}, set(), {}
-            files = {str(file): list(entry) for file, entry in value["files"].items()}
+            files = {str(file): tuple(entry) for file, entry in value["files"].items()}
             if any(len(entry) != 4 for entry in files.values()):
                 raise ValueError("an entry is not complete")
             return files, set(value["bad"]), dict(value["caches"])

@@ -20,7 +20,7 @@ from typing import IO
 
 from utils_.errors import UserError
 
-SPARE_BYTES = 100 * 2**20  # is left free on the disk
+SPARE_BYTES = 100 * 2**20  # so much is left free on the disk
 BLOCK_BYTES = 2**20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".gz")
 _DAMAGED = (
@@ -91,11 +91,12 @@ def take(
     progress: Callable[[int], object] = lambda files: None,
 ) -> list[str]:
     """As extract, but a file that is itself wanted (a table, an .npz file) is copied as it is."""
-    if _target(path.name, rules) is None or not path.is_file():
+    found = _target(path.name, rules)
+    if found is None or not path.is_file():
         return extract(path, folder, rules, progress=progress)
-    rule, target = _target(path.name, rules)
+    rule, target = found
     try:
-        member = _Member(path.name, path.stat().st_size, None, partial(path.open, "rb"))
+        member = _Member(path.name, path.stat().st_size, None, lambda: path.open("rb"))
         written = _write(member, folder / target, rule)
     except OSError as error:
         raise UserError(
@@ -129,15 +130,16 @@ class _Archive:
                 self._check_entry(entry)
             for entry in entries:
                 if not entry.is_dir():
-                    opened = partial(self._file.open, entry)
-                    yield _Member(entry.filename, entry.file_size, entry.CRC, opened)
+                    content = partial(self._file.open, entry)
+                    yield _Member(entry.filename, entry.file_size, entry.CRC, content)
             return
         for item in self._file:  # in one pass: going back would decompress everything again
             self._check_name(item.name)
             if not (item.isfile() or item.isdir()):
                 raise UserError(f"{self.path}: '{item.name}' is a link or device; refused")
             if item.isfile():
-                yield _Member(item.name, item.size, None, partial(self._file.extractfile, item))
+                opened = partial(_open_item, self._file, item)
+                yield _Member(item.name, item.size, None, opened)
 
     def lacking(self, folder: Path, rules: Sequence[Pick]) -> int:
         """Bytes of the wanted files that are not there yet; of a .tar, unknown before, 0."""
@@ -162,6 +164,12 @@ class _Archive:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if ".." in parts or name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name):
             raise UserError(f"{self.path}: '{name}' leads out of the folder; refused")
+
+
+def _open_item(file: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:
+    content = file.extractfile(item)
+    assert content is not None  # so it is for folders and links alone, which are not asked for
+    return content
 
 
 @contextmanager

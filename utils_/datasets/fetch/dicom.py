@@ -7,6 +7,7 @@ import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class IchConverter:
     notes: Path
 
     def __call__(self, name: str, data: bytes) -> bytes | None:
-        """Return a slice as PNG, see window; None (logged) if it cannot be read: one cannot.
+        """Return a slice as PNG, see window; None (logged) if it cannot be read.
 
         Raises:
             UserError: pydicom is absent.
@@ -67,12 +68,14 @@ class IchConverter:
 def window(hounsfield: np.ndarray) -> np.ndarray:
     """Turn (H, W) Hounsfield units into (H, W, 3) uint8, a channel for each of WINDOWS."""
     channels = [(hounsfield - (level - width / 2)) / width for level, width in WINDOWS]
-    return np.rint(np.stack(channels, axis=-1).clip(0, 1) * 255).astype(np.uint8)
+    shades: np.ndarray = np.rint(np.stack(channels, axis=-1).clip(0, 1) * 255)
+    return shades.astype(np.uint8)
 
 
-def _pydicom():
+def _pydicom() -> ModuleType:
     try:
         import pydicom
     except ImportError as error:
         raise UserError("ich: reading DICOM needs pydicom; pip install pydicom") from error
-    return pydicom
+    module: ModuleType = pydicom
+    return module

@@ -21,9 +21,9 @@ from utils_.files import write_text
 
 logger = logging.getLogger("fednml")
 BLOCK_BYTES = 2**20
-SPARE_BYTES = 100 * 2**20  # is left free on the disk
-ATTEMPTS = 5  # in a row without a single new byte
-AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers that may differ a little later
+SPARE_BYTES = 100 * 2**20  # so much is left free on the disk
+ATTEMPTS = 5  # so many in a row may bring no new byte
+AGAIN = (408, 425, 429, 500, 502, 503, 504)  # with these answers another attempt may succeed
 NOTED = ("ETag", "Last-Modified")
 
 
@@ -76,9 +76,10 @@ class _Partial:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def resumable(self) -> tuple[int, str | None]:
-        """The bytes to go on from and what the server called the version they are of.
+        """The bytes to go on from, and the server's name for the version that they are of.
 
-        Without a name for the version only a checksum can tell a mixture of two versions.
+        Where the server gives no name, only a checksum can tell a mixture of two versions; so
+        without a checksum everything is read anew.
         """
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
@@ -107,9 +108,9 @@ def fetch(
 ) -> Path:
     """Return the path of a whole, checked file, which is downloaded unless it is there.
 
-    A download that breaks off goes on where it stopped, in this call (ATTEMPTS times without a new
-    byte) and in later ones. A server that cannot resume, or has another version by now, is read
-    from the start.
+    A download that breaks off goes on where it stopped, in later calls too. This call gives up
+    after ATTEMPTS without a new byte. A file is read from the start where the server cannot resume
+    or has another version by now.
 
     Args:
         source: what to fetch.
@@ -245,9 +246,9 @@ def _open(
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": version} if version else {})
     try:
-        return urllib.request.urlopen(
-            urllib.request.Request(source.url, headers=headers), timeout=timeout
-        )
+        request = urllib.request.Request(source.url, headers=headers)
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout)
+        return response
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":

@@ -111,10 +111,11 @@ def _sizes(train_images: int | None, test_images: int | None) -> tuple[int, ...]
 def positives_by_class(part: int, images: int) -> np.ndarray:
     """Return (20,) int: the images of each class among so many of the train (0) or test (1) part.
 
-    At least one of each. They leave no image without a class: NORMAL takes what the others cannot.
+    There is at least one of each class. No image is left without one: NORMAL takes what the others
+    leave.
     """
-    counts = np.array([pair[part] for pair in COUNTS.values()])
-    counts = np.maximum(np.rint(counts * images / SIZES[part]).astype(int), 1)
+    published = np.array([pair[part] for pair in COUNTS.values()])
+    counts: np.ndarray = np.maximum(np.rint(published * images / SIZES[part]).astype(int), 1)
     findings = counts.sum() - counts[NORMAL]
     counts[NORMAL] = max(counts[NORMAL], images - findings)
     return counts
@@ -192,16 +193,17 @@ def _shown(drawn: Iterable[np.ndarray], *, total: int, quiet: bool) -> Iterator[
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Return the images, or None if the file is absent or (logged) damaged."""
     try:
-        images = np.load(path, mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
         with path.open("rb") as file:
             file.seek(-CHECKSUM_BYTES, 2)
             checksum = int.from_bytes(file.read(), "little")
-        if images.shape != shape or images.dtype != np.uint8 or zlib.crc32(images) != checksum:
+        if found.shape != shape or found.dtype != np.uint8 or zlib.crc32(found) != checksum:
             raise ValueError("wrong shape or checksum")
     except (OSError, ValueError, EOFError) as error:
         if path.exists():
             logger.warning("%s is damaged (%s): drawing it again", path, error)
         return None
+    images: np.ndarray = found
     return images
 
 
@@ -214,7 +216,7 @@ def _write(path: Path, shape: tuple[int, ...], drawn: Iterable[np.ndarray]) -> N
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for images in drawn:  # not through a memory map, which dies on a full disk
-                checksum = zlib.crc32(images, checksum)
+                checksum = zlib.crc32(images.data, checksum)
                 file.write(images.data)
             file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
     except BaseException as error:

@@ -193,7 +193,7 @@ def _marks(
     strength: np.ndarray,
 ) -> Marks:
     count = len(image)
-    x, y, angle = PLACES[lesion.place](rng, eye, image, anchor)
+    x, y, angle = PLACES[lesion.place](_Asked(rng, eye, image, anchor))
     shift = rng.normal(0, lesion.spread, (2, count))
     if not lesion.tangent:
         angle = rng.uniform(0, np.pi, count)
@@ -212,9 +212,25 @@ def _marks(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What places are drawn for: M marks.
+
+    Attributes:
+        rng: the numbers of the finding.
+        eye: the eyes of all images.
+        image: (M,) the image of each mark.
+        anchor: (M, 2) in [0, 1), the numbers that all marks of the finding in one eye share.
+    """
+
+    rng: np.random.Generator
+    eye: Anatomy
+    image: np.ndarray
+    anchor: np.ndarray
+
+
 Place = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, direction of M marks
-# From the eyes, the image of each mark (M,) and the anchor (M, 2) that its image drew.
-Placer = Callable[[np.random.Generator, Anatomy, np.ndarray, np.ndarray], Place]
+Placer = Callable[[_Asked], Place]
 
 
 def _polar(rng: np.random.Generator, low: float, high: float, count: int) -> Place:
@@ -223,69 +239,77 @@ def _polar(rng: np.random.Generator, low: float, high: float, count: int) -> Pla
     return radius * np.cos(angle), radius * np.sin(angle), angle
 
 
-def _retina(rng, eye, image, anchor) -> Place:
-    return _polar(rng, 0.0, 0.82, len(image))
+def _retina(marks: _Asked) -> Place:
+    return _polar(marks.rng, 0.0, 0.82, len(marks.image))
 
 
-def _periphery(rng, eye, image, anchor) -> Place:
-    return _polar(rng, 0.6, 0.88, len(image))
+def _periphery(marks: _Asked) -> Place:
+    return _polar(marks.rng, 0.6, 0.88, len(marks.image))
 
 
-def _patch(rng, eye, image, anchor) -> Place:
+def _patch(marks: _Asked) -> Place:
     """One point per eye, at some distance from the middle."""
-    radius, angle = 0.2 + 0.5 * anchor[:, 0], 2 * np.pi * anchor[:, 1]
+    radius, angle = 0.2 + 0.5 * marks.anchor[:, 0], 2 * np.pi * marks.anchor[:, 1]
     return radius * np.cos(angle), radius * np.sin(angle), angle
 
 
-def _macula(rng, eye, image, anchor) -> Place:
-    zero = np.zeros(len(image))
-    return eye.fovea[image, 0], eye.fovea[image, 1], zero
+def _macula(marks: _Asked) -> Place:
+    x, y = marks.eye.fovea[marks.image].T
+    return x, y, np.zeros(len(marks.image))
 
 
-def _disc(rng, eye, image, anchor) -> Place:
-    return eye.disc[image, 0], eye.disc[image, 1], np.zeros(len(image))
+def _disc(marks: _Asked) -> Place:
+    x, y = marks.eye.disc[marks.image].T
+    return x, y, np.zeros(len(marks.image))
 
 
-def _ring(rng, eye, image, anchor) -> Place:
+def _ring(marks: _Asked) -> Place:
     """Around the macula, outside of it."""
-    x, y, angle = _polar(rng, 0.24, 0.6, len(image))
-    return eye.fovea[image, 0] + x, eye.fovea[image, 1] + y, angle
+    x, y, angle = _polar(marks.rng, 0.24, 0.6, len(marks.image))
+    fovea = marks.eye.fovea[marks.image]
+    return fovea[:, 0] + x, fovea[:, 1] + y, angle
 
 
-def _margin(rng, eye, image, anchor) -> Place:
-    angle = rng.uniform(0, 2 * np.pi, len(image))
-    radius = 1.15 * eye.disc_radius[image]
-    x = eye.disc[image, 0] + radius * np.cos(angle)
-    return x, eye.disc[image, 1] + radius * np.sin(angle), angle
+def _margin(marks: _Asked) -> Place:
+    """On a circle just outside of the disc."""
+    angle = marks.rng.uniform(0, 2 * np.pi, len(marks.image))
+    radius, disc = 1.15 * marks.eye.disc_radius[marks.image], marks.eye.disc[marks.image]
+    return disc[:, 0] + radius * np.cos(angle), disc[:, 1] + radius * np.sin(angle), angle
 
 
-def _crescent(rng, eye, image, anchor) -> Place:
+def _crescent(marks: _Asked) -> Place:
     """Beside the disc, on the side of the macula, so that the disc covers the rest."""
-    toward = np.sign(eye.fovea[image, 0] - eye.disc[image, 0])
-    x = eye.disc[image, 0] + toward * 0.07
-    return x, eye.disc[image, 1] + rng.normal(0, 0.02, len(image)), np.zeros(len(image))
+    disc, count = marks.eye.disc[marks.image], len(marks.image)
+    toward = np.sign(marks.eye.fovea[marks.image, 0] - disc[:, 0])
+    x, y = disc[:, 0] + toward * 0.07, disc[:, 1] + marks.rng.normal(0, 0.02, count)
+    return x, y, np.zeros(count)
 
 
-def _vessel(rng, eye, image, vessel, start, stop) -> Place:
-    steps = eye.trunks.shape[2]
-    index = (steps * (start + (stop - start) * rng.random(len(image)))).astype(int)
-    point = eye.trunks[image, vessel, np.clip(index, 0, steps - 1)]
+def _vessel(
+    marks: _Asked, vessel: np.ndarray, start: np.ndarray | float, stop: np.ndarray | float
+) -> Place:
+    """Anywhere on the given vessels (M,), between two shares of their length."""
+    steps = marks.eye.trunks.shape[2]
+    share = start + (stop - start) * marks.rng.random(len(marks.image))
+    index = np.clip((steps * share).astype(int), 0, steps - 1)
+    point = marks.eye.trunks[marks.image, vessel, index]
     return point[:, 0], point[:, 1], point[:, 2]
 
 
-def _vein(rng, eye, image, anchor) -> Place:
-    return _vessel(rng, eye, image, QUADRANTS + rng.integers(0, QUADRANTS, len(image)), 0.1, 0.85)
+def _vein(marks: _Asked) -> Place:
+    vessel = QUADRANTS + marks.rng.integers(0, QUADRANTS, len(marks.image))
+    return _vessel(marks, vessel, 0.1, 0.85)
 
 
-def _artery(rng, eye, image, anchor) -> Place:
-    return _vessel(rng, eye, image, rng.integers(0, QUADRANTS, len(image)), 0.1, 0.75)
+def _artery(marks: _Asked) -> Place:
+    return _vessel(marks, marks.rng.integers(0, QUADRANTS, len(marks.image)), 0.1, 0.75)
 
 
-def _branch(rng, eye, image, anchor) -> Place:
+def _branch(marks: _Asked) -> Place:
     """A stretch of one vein, the same for all marks of the eye."""
-    vessel = QUADRANTS + (2 * anchor[:, 0]).astype(int)
-    start = 0.15 + 0.25 * anchor[:, 1]
-    return _vessel(rng, eye, image, vessel, start, start + 0.4)
+    vessel = QUADRANTS + (2 * marks.anchor[:, 0]).astype(int)
+    start = 0.15 + 0.25 * marks.anchor[:, 1]
+    return _vessel(marks, vessel, start, start + 0.4)
 
 
 PLACES: dict[str, Placer] = {

@@ -133,9 +133,11 @@ def _shape(
     cover *= 1 - inner * (column(marks.hollow) > 0)
     waves = np.sin(v * column(2 * np.pi * marks.stripes) + 2.5 * texture)
     cover *= np.where(column(marks.stripes) > 0, 0.5 + 0.5 * waves, 1)
-    return cover * column(opacity)
+    covered: np.ndarray = cover * column(opacity)
+    return covered
 
 
 def _smooth(x: np.ndarray) -> np.ndarray:
     x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
+    y: np.ndarray = x * x * (3 - 2 * x)
+    return y

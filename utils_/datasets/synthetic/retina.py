@@ -208,7 +208,8 @@ def _enlarge(grid: np.ndarray, size: int, *, axis: int) -> np.ndarray:
     share = (share * share * (3 - 2 * share)).astype(np.float32)
     share = share[:, None] if axis == 1 else share
     first, second = np.take(grid, low, axis), np.take(grid, low + 1, axis)
-    return first + (second - first) * share
+    between: np.ndarray = first + (second - first) * share
+    return between
 
 
 def disc_marks(eye: Anatomy) -> tuple[Marks, Marks]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -37,7 +38,8 @@ GRAIN = np.array([0.04, 0.07, 0.08], np.float32)  # texture of the background in
 ARTERY_LOSS = np.array([0.24, 0.48, 0.50], np.float32)  # light that a vessel takes away
 VEIN_LOSS = np.array([0.38, 0.62, 0.60], np.float32)
 DARKNESS = 0.015  # signal of a pixel without light
-ArraysOfImages = TypeVar("ArraysOfImages")
+ArraysOfImages = TypeVar("ArraysOfImages", Anatomy, "Camera")
+Stream = Callable[[str], np.random.Generator]  # from its name, among those of one block
 
 
 @dataclass
@@ -82,24 +84,23 @@ def render(
     for block, first in enumerate(range(0, len(labels), BLOCK)):
         present = labels[first : first + BLOCK] == 1
         columns = {name: np.flatnonzero(present[:, c]) for c, name in enumerate(classes)}
-        names = (data_seed, "synthetic", part, block)
-        scene = _draw_scene(columns, *names)
-        noise = derive(*names, "sensor")
+        stream = partial(derive, data_seed, "synthetic", part, block)
+        scene, noise = _draw_scene(columns, stream), stream("sensor")
         step = max(1, PIXEL_BUDGET // image_size**2)
         for start in range(0, len(present), step):
             images = slice(start, min(start + step, len(present)))
             yield _photograph(_take_scene(scene, images), image_size, noise)
 
 
-def _draw_scene(present: dict[str, np.ndarray], *names: int | str) -> Scene:
+def _draw_scene(present: dict[str, np.ndarray], stream: Stream) -> Scene:
     """Draw a block; ``present`` names the images of each finding."""
-    eye = draw_anatomy(derive(*names, "anatomy"), BLOCK)
-    change_anatomy(derive(*names, "severity"), eye, present)
-    placed = []
+    eye = draw_anatomy(stream("anatomy"), BLOCK)
+    change_anatomy(stream("severity"), eye, present)
+    placed: list[tuple[int, Marks]] = []
     for finding, lesions in FINDINGS.items():
-        placed += place_marks(derive(*names, finding), lesions, present[finding], eye)
-    placed += place_marks(derive(*names, "harmless"), HARMLESS, np.arange(BLOCK), eye)
-    fovea = fovea_marks(eye, derive(*names, "fovea").uniform(0.5, 1, BLOCK))
+        placed += place_marks(stream(finding), lesions, present[finding], eye)
+    placed += place_marks(stream("harmless"), HARMLESS, np.arange(BLOCK), eye)
+    fovea = fovea_marks(eye, stream("fovea").uniform(0.5, 1, BLOCK))
     placed.append((CHOROID, fovea))
     layers = {
         layer: Marks.join([marks for where, marks in placed if where == layer])
@@ -107,10 +108,10 @@ def _draw_scene(present: dict[str, np.ndarray], *names: int | str) -> Scene:
     }
     return Scene(
         eye=eye,
-        vessels=draw_vessels(derive(*names, "vessels"), eye),
+        vessels=draw_vessels(stream("vessels"), eye),
         marks=layers,
-        grids=texture_grids(derive(*names, "texture"), BLOCK),
-        camera=_draw_camera(derive(*names, "camera"), BLOCK),
+        grids=texture_grids(stream("texture"), BLOCK),
+        camera=_draw_camera(stream("camera"), BLOCK),
     )
 
 
@@ -196,4 +197,5 @@ def _expose(image: np.ndarray, camera: Camera, noise: np.random.Generator) -> np
     grain = noise.standard_normal((count, size, size, 4), dtype=np.float32)
     strength = column(camera.noise) * (0.25 + 0.75 * inside)
     image += strength[..., None] * (0.8 * grain[..., :1] + 0.6 * grain[..., 1:])
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    shades: np.ndarray = np.clip(image, 0, 1) * 255 + 0.5
+    return shades.astype(np.uint8)
