@@ -1,6 +1,6 @@
 """Which clients' updates stand apart from the others' in a round, and how much they then count.
 
-Scores. Each update (new parameters minus old, without BatchNorm statistics) has three: its norm, the
+Scores. Each update (new parameters minus old, no BatchNorm statistics) has three: its norm, the
 median of its cosines with the other updates, and the median of its distances to them. Each becomes
 a robust z, the distance from the round's median in units of 1.4826 times the median absolute
 deviation (MAD). Beyond 3.5 it is flagged (Iglewicz and Hoaglin, 1993): a norm on either side, a
@@ -15,7 +15,7 @@ so memory does not grow with K x P. Coordinates are multiplied by random signs a
 sums. That keeps inner products up to about 1/64 of the product of the norms (AMS and count sketch:
 Charikar et al., ICALP 2002). Norms are exact, and so are updates that are no longer than a sketch.
 
-Time. An update is held against at most 256 others, so time grows with K and not with K squared. They
+Time. An update is held against at most 256 others, so time grows with K, not with K squared. They
 are the same for all updates of a round, drawn where there are more. A draw that shifts the scores
 shifts all of them alike, and z hardly moves.
 

@@ -1,4 +1,4 @@
-"""FedCorr against plain loops written from its equations (docs/methods.md 6.1 and its docstring)."""
+"""FedCorr against plain loops written from its equations (docs/methods.md 6.1)."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_with_one_site_nobody_is_noisy() -> None:
 
 
 def test_the_aggregation_by_distance_by_hand() -> None:
-    """n = (100, 100, 200), d = (0, 0.5, 2): docs/methods.md 19; buffers are no part of a distance."""
+    """n = (100, 100, 200), d = (0, 0.5, 2): docs/methods.md 19; no buffers in a distance."""
     vectors = [torch.tensor(v) for v in ([0.0, 0, 0], [0.3, 0.4, 50], [0, 2.0, 9])]
     samples = (100, 100, 200)
     reports = [Report(k, n, v) for k, (n, v) in enumerate(zip(samples, vectors, strict=True))]

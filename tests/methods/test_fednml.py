@@ -1,4 +1,4 @@
-"""FedNML against plain loops written from its equations (docs/methods.md 1.5, 1.6 and its docstring)."""
+"""FedNML against plain loops written from its equations (docs/methods.md 1.5, 1.6)."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_the_warm_up_touches_no_label(published: bool) -> None:
 
 @BOTH
 def test_the_leaked_label_fades_by_a_fifth_at_each_refresh(published: bool) -> None:
-    """docs/methods.md 19: weight 0.8 ** j after j refreshes; 0.0180 after the 18 of t = 10 .. 95."""
+    """docs/methods.md 19: weight 0.8 ** j after j refreshes, 0.0180 after those of t = 10 .. 95."""
     method = make_method(published=published, hidden_label_leak=True)
     hidden = np.ones((N, C), np.float32)
     hidden[:, 0] = 0
