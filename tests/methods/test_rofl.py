@@ -118,6 +118,7 @@ class Reference:
 # ---- the client
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "param", [{}, {"drop": 0.5, "centroid": 3, "entropy": 0.1, "balanced": False}]
 )
@@ -144,6 +145,7 @@ def test_a_round_of_a_client_against_the_reference(round: int, param: dict) -> N
     assert (told["centroids"][:, 3] == 0).all(), "nothing is known of a class nobody annotates"
 
 
+@pytest.mark.numerics
 def test_the_first_round_starts_from_the_site_s_own_means() -> None:
     method, client = make_method("rofl"), make_client()
     client.embedded = derive(0, "features").random((N, D)).astype(np.float32)
@@ -264,6 +266,7 @@ def reference_pool(last: np.ndarray | None, sites: list, found: list) -> np.ndar
     return pooled
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("seed", range(5))
 def test_the_server_s_centroids_against_the_reference(seed: int) -> None:
     draw, method = derive(seed, "server"), make_method("rofl")
@@ -281,6 +284,7 @@ def test_the_server_s_centroids_against_the_reference(seed: int) -> None:
         last = method.extras(server)["centroids"]
 
 
+@pytest.mark.numerics
 def test_weights_that_vanish_or_are_negative_do_no_harm() -> None:
     """The trap: by the plain formula -1 and 1 divide by 0, and -1 and 0.9 give 19 times one."""
     last = np.zeros((2, 1, 2))
@@ -300,6 +304,7 @@ def test_weights_that_vanish_or_are_negative_do_no_harm() -> None:
     assert pool([np.inf, 0]) == [1, 0]
 
 
+@pytest.mark.numerics
 def test_an_absent_class_takes_no_part() -> None:
     """A site without a class sends back what it got, whose cosine of 1 would outvote the others."""
     last, own = make_centroids(1, unknown=False), make_centroids(2, unknown=False)
