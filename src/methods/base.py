@@ -55,7 +55,7 @@ class Method:
 
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017"
     summary: ClassVar[str] = "weighted mean of locally trained models"
-    views: ClassVar[int] = 1  # 2 asks for a second, strongly augmented view of every batch
+    second_view: ClassVar[str] = ""  # "weak" or "strong" asks for another view of every batch
     true_labels: ClassVar[bool] = False  # a bound: its sites are given true, complete labels
     exchange: ClassVar[bool] = True  # False in a bound whose sites send and receive nothing
 

@@ -47,7 +47,7 @@ class FedLSM(Method):
 
     paper = "Deng, Luo and Chen, MICCAI 2023"
     summary = "EMA teacher, MixUp of uncertain images, class-wise aggregation of the head"
-    views = 2
+    second_view = "strong"
 
     @dataclass(frozen=True)
     class Params:
@@ -83,7 +83,7 @@ class FedLSM(Method):
         def mix(table: Tensor) -> Tensor:
             return share * table[one] + (1 - share) * table[other]
 
-        images = batch.strong.index_copy(0, one, mix(batch.images))
+        images = batch.second.index_copy(0, one, mix(batch.images))
         weight = batch.weight * torch.from_numpy(message.extras["imbalance"]).to(images)
         logits = model.forward(images)
         supervised = self.supervised(client, logits, replace(batch, weight=weight))

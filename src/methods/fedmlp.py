@@ -19,6 +19,7 @@ Differences from the paper and its release:
 - Masks may be of single cells. Priors, with half a cell added to either count, and prototypes see
   annotated cells alone. A site without positives has no say in their prototype.
 - The last batch counts by its true size.
+- The first stage trains on two weak views, the second on one, as in the release.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class FedMLP(Method):
 
     paper = "Sun et al., MICCAI 2024"
     summary = "teacher on missing classes, then labels tagged by global class prototypes"
-    views = 2
+    second_view = "weak"
 
     @dataclass(frozen=True)
     class Params:
@@ -78,20 +79,24 @@ class FedMLP(Method):
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         first = self._view_loss(client, model, batch.images, batch, message)
-        return (first + self._view_loss(client, model, batch.strong, batch, message)) / 2
+        if message.round >= self.plan.warmup_rounds:
+            return first
+        second = self._view_loss(client, model, batch.second, batch, message)
+        return (first + second) / 2
 
     def _view_loss(
         self, client: Client, model: FlatModel, images: Tensor, batch: Batch, message: Broadcast
     ) -> Tensor:
-        second = message.round >= self.plan.warmup_rounds
-        logits = model.forward(images)
+        tagging = message.round >= self.plan.warmup_rounds
+        main = images is batch.images
+        logits = model.forward(images) if main else model.forward_aside(images)
         supervised = self.supervised(client, logits + client.cache["shift"].to(logits), batch)
         known = batch.weight > 0
-        if known.all() or (second and not self.params.distil):
+        if known.all() or (tagging and not self.params.distil):
             return supervised
         teacher = client.predict_batch(model, message.model, images)
         distilled = weighted_mean((logits.sigmoid() - teacher) ** 2, (~known).float())
-        if not second:
+        if not tagging:
             return supervised + distilled
         share = known.float().mean()
         return share * supervised + (1 - share) * distilled

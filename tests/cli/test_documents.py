@@ -66,9 +66,9 @@ def dead_links(name: str, root: Path = ROOT) -> Iterator[str]:
     for target in links(here.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
         place = here.parent / path if path else here
-        if not place.exists():
-            yield target
-        elif anchor and anchor not in anchors(place.read_text(encoding="utf-8")):
+        if not place.exists() or (
+            anchor and anchor not in anchors(place.read_text(encoding="utf-8"))
+        ):
             yield target
 
 

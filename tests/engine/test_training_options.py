@@ -220,9 +220,9 @@ def test_the_views_that_are_asked_for(augment: str, consistency: float) -> None:
         assert torch.equal(batch.images, first)
         if consistency:
             strong = augmenter.view(pixels, generator, strength=STRONG)
-            assert torch.equal(batch.strong, strong)
+            assert torch.equal(batch.second, strong)
         else:
-            assert not batch.strong.numel()
+            assert not batch.second.numel()
 
 
 def make_step(round: int = 0, **settings: Any) -> tuple[Method, Client, FlatModel, Batch]:
@@ -242,7 +242,7 @@ def test_consistency_against_its_definition() -> None:
     same = FlatModel(build_module("small", classes=4, weights="none", seed=1))
     assert torch.equal(buffers, same.buffers), "the running statistics are those of the first view"
     target = same.forward(batch.images).sigmoid().detach()
-    loss = masked_bce(same.forward(batch.strong), target, torch.ones(6, 4))
+    loss = masked_bce(same.forward(batch.second), target, torch.ones(6, 4))
     (3.0 * math.exp(-5) * loss).backward()
     torch.testing.assert_close(found, same.gradient)
     assert found.any()

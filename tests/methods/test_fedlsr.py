@@ -27,7 +27,7 @@ def sharpened(p: float, power: float) -> float:
 
 def reference(method: Any, batch: Any, model: TwoLayers, *, round: int, share: float) -> float:
     params = method.params
-    one, other = model.forward(batch.images).tolist(), model.forward(batch.strong).tolist()
+    one, other = model.forward(batch.images).tolist(), model.forward(batch.second).tolist()
     supervised, apart, doubt = [], [], []
     for b, c in np.ndindex(len(one), C):
         p, q = sigmoid(one[b][c]), sigmoid(other[b][c])
