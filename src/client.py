@@ -132,7 +132,7 @@ class Client:
             for batch in self._batches(model, method, seed):
                 model.gradient.zero_()
                 loss = self._loss(model, method, batch, message)
-                torch.autograd.backward(loss)
+                loss.backward()
                 method.after_backward(self, model, message)
                 optimizer.step()
                 hold()

@@ -1,9 +1,25 @@
-"""Cross-entropy, entropy and such of single cells, in Python's floats."""
+"""Losses and such of single cells in Python's floats, and how far float32 may be from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def float32_tolerance(terms: int, scale: Any = 1) -> float:
+    """How far two ways to compute the same number in float32 may end apart, by rounding alone.
+
+    Which way a sum is added up, and whether a product is rounded before it is added, is up to the
+    processor and the libraries.
+
+    Args:
+        terms: the numbers added up, and the steps on the way to each of them.
+        scale: the numbers on the way, of which the largest counts; 1 where all are smaller.
+    """
+    return terms * 2.0**-23 * max(1.0, float(np.abs(np.asarray(scale)).max()))
 
 
 def sigmoid(z: float) -> float:

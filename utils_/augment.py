@@ -17,7 +17,15 @@ CHUNK = 64  # images whose statistics are taken at once; more would only take mo
 
 @dataclass(frozen=True)
 class Strength:
-    """Half-widths of the uniform draws: degrees, shares of the image side, factors."""
+    """Half-widths of the uniform draws. Images are also flipped left to right, half of them.
+
+    Attributes:
+        rotation, shear: degrees.
+        translation: share of the image side.
+        scale, brightness, contrast, saturation: of factors around 1.
+        vertical_flip: whether half of the images are flipped upside down, too.
+        hue: share of a full turn.
+    """
 
     rotation: float
     translation: float

@@ -62,7 +62,7 @@ def log_odds(labels: LabelState, shared: np.ndarray | None = None) -> Tensor:
 
 
 def with_odds(probability: np.ndarray, odds: Tensor | None) -> Tensor:
-    """(N, C) predictions of a model that was trained with logits shifted by ``odds``, (C,)."""
+    """(N, C) predictions of a model trained with logits shifted by ``odds``, (C,); None: by 0."""
     predicted = torch.from_numpy(probability)
     return predicted if odds is None else (torch.logit(predicted, eps=1e-6) + odds).sigmoid()
 

@@ -79,7 +79,7 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioSettings:
-    """What a scenario is asked to be; settings of the same names have the defaults.
+    """What a scenario is asked to be. A run's settings of the same names hold the defaults.
 
     Attributes:
         clients: K, at least 1.

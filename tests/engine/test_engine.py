@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_hand import float32_tolerance
 from tiny import (
     NoLog,
     Trace,
@@ -71,6 +72,7 @@ def bare_loop(
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_local_training_equals_a_bare_loop(epochs: int, dataset: ImageDataset) -> None:
+    """Each weight to a tenth of one step, since AdamW enlarges the rounding of small gradients."""
     plan = make_plan(clients=1, local_epochs=epochs, seed=3)
     observed = dataset.labels[:24].copy()
     observed[np.random.default_rng(0).random(observed.shape) < 0.4] = np.nan
@@ -80,12 +82,12 @@ def test_local_training_equals_a_bare_loop(epochs: int, dataset: ImageDataset) -
     client = make_client(dataset, observed, plan)
     report = client.train(flat, method_class("fedavg")(plan), Broadcast(2, flat.snapshot()))
     loss = bare_loop(plain, dataset, observed, plan=plan, round=2)
-    assert report.logs["loss"] == pytest.approx(loss, abs=1e-6)
+    assert report.logs["loss"] == pytest.approx(loss, abs=1e-5)
     assert (report.client, report.samples) == (0, 24)
     trained = flat.unpack(report.model)
     for name, tensor in plain.state_dict().items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(trained[name], tensor, rtol=0, atol=2e-5, msg=name)
+            torch.testing.assert_close(trained[name], tensor, rtol=0, atol=plan.lr / 10, msg=name)
 
 
 def make_client(dataset: ImageDataset, observed: np.ndarray, plan: Any) -> Client:
@@ -172,7 +174,8 @@ def test_the_server_s_model_is_the_weighted_mean_of_the_reports(dataset: ImageDa
     for round, found in enumerate(later):
         reports = trace.received[3 * round : 3 * round + 3]
         mean = sum(r.samples * r.model.double() for r in reports) / 40
-        torch.testing.assert_close(found, mean.float(), rtol=0, atol=0)
+        atol = float32_tolerance(2, mean)
+        torch.testing.assert_close(found.double(), mean, rtol=0, atol=atol)
 
 
 def test_one_client_is_local_training(dataset: ImageDataset) -> None:
@@ -342,7 +345,8 @@ def test_average_means_the_statistics_as_it_means_the_weights(dataset: ImageData
     for round, _, given in started:
         assert torch.equal(given, buffers(simulation, trace.sent[round].model))
     mean = sum(r.samples * buffers(simulation, r.model).double() for r in trace.received[-3:]) / 40
-    assert torch.equal(buffers(simulation, trace.vector), mean.float())
+    found, atol = buffers(simulation, trace.vector).double(), float32_tolerance(2, mean)
+    torch.testing.assert_close(found, mean, rtol=0, atol=atol)
     assert all("buffers" not in client.memory for client in simulation.clients)
 
 

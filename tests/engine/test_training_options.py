@@ -354,7 +354,8 @@ def test_a_frozen_backbone_computes_as_in_an_evaluation() -> None:
     client.train(flat, Looking(client.plan), Broadcast(0, flat.snapshot()))
     features, _ = client.embed(flat)
     for rows, found in seen:
-        torch.testing.assert_close(found, torch.from_numpy(features[rows]))
+        expected = torch.from_numpy(features[rows])  # of another batch, so other sums
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_a_frozen_run_is_thawed() -> None:

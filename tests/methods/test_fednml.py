@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_hand import float32_tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins import FakeClient
@@ -27,6 +28,7 @@ from utils_.rng import derive
 N, C, WARMUP, ROUNDS = 12, 4, 10, 100
 VECTOR = torch.zeros(3)
 BOTH = pytest.mark.parametrize("published", [False, True])
+TERMS = 4 * 5 * C  # cells of a batch of five with their teacher's, and as many steps
 
 
 def make_method(**param: Any) -> FedNML:
@@ -196,9 +198,13 @@ def test_the_refinement_phase_against_the_reference(
             np.testing.assert_allclose(evidence, reference.score(predicted), atol=1e-5, rtol=1e-5)
             assert options["min_images"] == 20
             reference.refresh(predicted, client.memory["noise_score"], shared)
-        np.testing.assert_allclose(client.labels.target, table(reference.target), atol=1e-6)
-        np.testing.assert_allclose(client.labels.weight, table(reference.weight), atol=1e-6)
-        np.testing.assert_allclose(client.cache["prior"], reference.prior(shared), atol=1e-6)
+        atol = float32_tolerance(4 * 6)  # running means of six refreshes
+        for found, expected in (
+            (client.labels.target, table(reference.target)),
+            (client.labels.weight, table(reference.weight)),
+            (client.cache["prior"], reference.prior(shared)),
+        ):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
     assert len(asked) == 6
     assert len({options["seed"] for _, options in asked}) == 1
     assert (
@@ -231,8 +237,9 @@ def test_the_leaked_label_fades_by_a_fifth_at_each_refresh(published: bool) -> N
         refreshes += round % 5 == 0
         expected = 0.8**refreshes
         assert expected == pytest.approx(golden.get(refreshes, expected), abs=5e-5)
-        np.testing.assert_allclose(labels.target[:, 1:], expected, atol=1e-6)
-        np.testing.assert_allclose(labels.target[:, 0], 1 - expected, atol=1e-6)
+        atol = float32_tolerance(4 * refreshes)
+        np.testing.assert_allclose(labels.target[:, 1:], expected, rtol=0, atol=atol)
+        np.testing.assert_allclose(labels.target[:, 0], 1 - expected, rtol=0, atol=atol)
     assert refreshes == 18
 
 
@@ -292,7 +299,7 @@ def objective(method: FedNML, round: int, *, margin: float | None = None) -> tup
 def test_the_objective_against_the_reference(published: bool, round: int, margin: float) -> None:
     method = make_method(published=published, margin=margin, kd_weight=0.5)
     found, expected = objective(method, round)
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert found == pytest.approx(expected, abs=float32_tolerance(TERMS, expected))
 
 
 @BOTH
@@ -306,8 +313,8 @@ def test_the_objective_of_the_warm_up_is_fedavg_s(published: bool) -> None:
         (reference_entropy(float(logits[cell]), float(batch.target[cell])), batch.weight[cell])
         for cell in np.ndindex(5, C)
     ]
-    expected = sum(h * w for h, w in pairs) / sum(w for _, w in pairs)
-    assert found == pytest.approx(float(expected), abs=1e-6)
+    expected = float(sum(h * w for h, w in pairs) / sum(w for _, w in pairs))
+    assert found == pytest.approx(expected, abs=float32_tolerance(TERMS, expected))
 
 
 @pytest.mark.parametrize(
@@ -368,8 +375,8 @@ def test_agreement_and_loss_read_the_given_cells_alone() -> None:
     p = np.array([[0.8, 0.4], [0.3, 0.6]], np.float32)
     y, cells = np.array([[1, np.nan], [np.nan, 1e30]]), np.array([[True, False], [False, False]])
     agreement, loss = agreement_and_loss(p, y, cells)
-    np.testing.assert_allclose(agreement, [0.8, 0], atol=1e-7)
-    np.testing.assert_allclose(loss, [-math.log(0.8), 0], atol=1e-7)
+    np.testing.assert_allclose(agreement, [0.8, 0], atol=1e-6)
+    np.testing.assert_allclose(loss, [-math.log(0.8), 0], atol=1e-6)
 
 
 def test_agreement_is_relative_to_the_class() -> None:
@@ -421,10 +428,12 @@ def test_the_server_s_prior_is_that_of_all_annotated_cells() -> None:
         return Report(client, 1, None, {"positives": positives, "annotated": annotated})
 
     method.after_round(server, [report(0), report(1)])
-    np.testing.assert_allclose(method.extras(server)["prior"], [0.15, 0.125, np.nan, np.nan])
+    expected = [0.15, 0.125, np.nan, np.nan]
+    np.testing.assert_allclose(method.extras(server)["prior"], expected, rtol=1e-6)
     told[0] = ([4, 0, 0, 0], [10, 10, 0, 0])
     method.after_round(server, [report(0), report(2)])
-    np.testing.assert_allclose(method.extras(server)["prior"], [0.25, 0.125, 0.75, np.nan])
+    expected = [0.25, 0.125, 0.75, np.nan]
+    np.testing.assert_allclose(method.extras(server)["prior"], expected, rtol=1e-6)
 
 
 def test_a_site_reports_counts_and_no_image() -> None:
@@ -482,7 +491,7 @@ def test_the_adjusted_objective_is_that_of_shifted_logits(round: int) -> None:
         seen = logits if adjusted else logits + shift
         model = SimpleNamespace(forward=lambda x, seen=seen: seen)
         losses.append(method.loss(client, model, batch, message(round)).item())
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0] == pytest.approx(losses[1], abs=float32_tolerance(TERMS, losses))
 
 
 def test_pseudo_labels_are_predictions_under_the_site_s_priors() -> None:

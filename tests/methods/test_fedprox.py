@@ -81,7 +81,8 @@ def test_the_objective_and_its_gradient_against_the_reference(
         assert (squares > 0) == (step > 0)
         assert not np.array_equal(vector[prox.count :], received[prox.count :]) or step == 0
         expected = plain.losses[step] + mu / 2 * squares
-        assert prox.losses[step] == pytest.approx(expected, abs=1e-6, rel=1e-6)
+        # The sum of many thousand squares in float32, which is added up in blocks.
+        assert prox.losses[step] == pytest.approx(expected, rel=1e-5)
         gradient = plain.gradients[step] + mu * np.array(way)
         np.testing.assert_allclose(prox.gradients[step], gradient, atol=1e-6, rtol=1e-5)
 

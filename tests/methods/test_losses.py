@@ -279,7 +279,7 @@ def test_symmetric_cross_entropy_golden_values(
     """docs/methods.md 19 gives them for p = (0.7, 0.2, 0.1), of which a binary label sees 0.7."""
     numbers = {"alpha": alpha, "beta": beta, "log_zero": log_zero}
     found = symmetric_cross_entropy(torch.tensor([[logit(0.7)]]), torch.ones(1, 1), **numbers)
-    assert found.item() == pytest.approx(golden, abs=2e-6)
+    assert found.item() == pytest.approx(golden, abs=5e-6)
 
 
 def test_early_learning_penalty_by_hand() -> None:

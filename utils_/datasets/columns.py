@@ -17,7 +17,7 @@ CLASS_ORDERS = ("official", "alphabetical")
 def choose_columns(
     dataset: ImageDataset, *, min_positives: int = 0, class_order: str = "official"
 ) -> ImageDataset:
-    """Leave out rare classes (the rest is logged) and sort the columns.
+    """Leave out rare classes (those that stay are logged) and sort the columns.
 
     Images of the classes left out stay, without that label.
 

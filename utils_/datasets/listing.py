@@ -19,11 +19,11 @@ UNKNOWN_SITE = "unknown"
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a data set is to be loaded; settings of the same names have the defaults.
+    """How a data set is to be loaded. A run's settings of the same names hold the defaults.
 
     Attributes:
-        data_dir: its folder; None stands for :func:`utils_.datasets.default_folder`, which
-            ``csv`` has none of.
+        data_dir: its folder; None stands for :func:`utils_.datasets.default_folder`, which serves
+            all but ``csv``.
         image_size: edge of the square images in pixels, 8 to 4096.
         cache_dir: where decoded images are kept; None stands for ``.cache`` in the data folder.
         fit: ``crop`` (centre) or ``pad`` (black); the aspect ratio is kept in both.

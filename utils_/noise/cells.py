@@ -165,6 +165,6 @@ def balance(training: TrainingLabels) -> np.ndarray:
 def flip_cells(
     training: TrainingLabels, *, omit: Rate, add: Rate, stream: str = "flip"
 ) -> np.ndarray:
-    """Flip positives with probability ``omit``, negatives with ``add``; both spread to (n, C)."""
+    """Flip positives with chance ``omit``, negatives with ``add``; both broadcast to (n, C)."""
     flipped = training.uniform(stream) < np.where(training.positive, omit, add)
     return np.where(flipped, 1 - training.labels, training.labels)

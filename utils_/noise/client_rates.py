@@ -22,7 +22,9 @@ def client_rates(
     noisy_share: float,
     data_seed: int,
 ) -> np.ndarray:
-    """Return the noise rate of every client; raising ``rate`` or another number lowers none.
+    """Return the noise rate of every client.
+
+    No client's rate falls where ``rate`` or another number is raised.
 
     - ``same``: ``rate`` everywhere, as in published FedNML.
     - ``uniform``: drawn from U(lowest, rate).
@@ -65,7 +67,8 @@ def client_rates(
     return np.where(noisy, lowest + (rate - lowest) * place, 0.0)
 
 
-Places = tuple[np.ndarray, np.ndarray]  # (K,) from 0, lowest, to 1, highest; (K,) bool, noisy
+# (K,) where the clients' rates lie, from 0, the lowest, to 1, the highest; (K,) bool, who is noisy.
+Places = tuple[np.ndarray, np.ndarray]
 
 
 def _same(draw: np.ndarray, noisy_share: float) -> Places:

@@ -90,7 +90,7 @@ def primary_class(groups: TrainingGroups) -> np.ndarray:
     row, column = np.nonzero(groups.labels == 1)
     positive[groups.index[row], column] = True
     by_rarity = np.argsort(positive.sum(axis=0), kind="stable")
-    first = positive[:, by_rarity].argmax(axis=1) if classes else 0
+    first = positive[:, by_rarity].argmax(axis=1)
     primary: np.ndarray = np.where(positive.any(axis=1), by_rarity[first], classes)
     return primary
 

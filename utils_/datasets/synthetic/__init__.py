@@ -35,8 +35,9 @@ NORMAL = CLASSES.index("NORMAL")
 SIZES = (1764, 444)
 SMALLEST = (40, 20)
 PARTS = ("train", "test")
-# How often two findings share an image, relative to chance: counted in the label files of RFMiD
-# (Pachade et al., Data 2021), rounded; the rare rest is APART. Pairs with HTR are a guess.
+# How often two findings share an image, relative to chance. The numbers were counted in the label
+# files of RFMiD (Pachade et al., Data 2021) and rounded; pairs with HTR are a guess. All others are
+# rare and have APART.
 TOGETHER = {
     ("DR", "LS"): 3.0, ("DR", "ODC"): 0.65, ("DR", "TSLN"): 0.7, ("DR", "ODP"): 0.65,
     ("MH", "ODC"): 0.85, ("MH", "TSLN"): 1.2, ("MH", "MYA"): 0.5, ("ODC", "TSLN"): 1.55,

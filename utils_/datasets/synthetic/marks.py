@@ -44,10 +44,12 @@ class Marks:
     opacity: np.ndarray
 
     def take(self, rows: np.ndarray) -> Marks:
+        """Return the marks ``rows``."""
         return Marks(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @staticmethod
     def join(parts: list[Marks]) -> Marks:
+        """Return the marks of all parts, in turn."""
         names = [field.name for field in fields(Marks)]
         return Marks(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 

@@ -59,6 +59,7 @@ class Vessels:
     widest: float
 
     def take(self, images: slice, vessels: slice) -> Vessels:
+        """Return some of the vessels of some of the images."""
         return Vessels(self.paths[images, vessels], self.widths[images, vessels], self.widest)
 
 
