@@ -94,6 +94,7 @@ class Config:
         parse=_share_or_count,
     )
     missing_type: str = option("classes", "what is hidden", choices=lambda: tuple(MISSING_TYPES))
+    assume_negative: bool = option(False, "missing cells of training images count as negative")
     clients: int = option(4, "number of sites K", low=1, high=100_000)
     split: str = option("iid", "how images are dealt to sites", choices=_names(*SPLITS, "file"))
     split_file: str | None = option(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from src.plan import Plan
 from utils_.augment import Augmenter
 from utils_.errors import UserError, nearest
 from utils_.pixels import Pixels
 from utils_.rng import derive_seed
+
+if TYPE_CHECKING:
+    from src.plan import Plan
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0")
 MODELS = ("small", *TORCHVISION)

@@ -79,8 +79,9 @@ class Server:
     @property
     def frame(self) -> Frame:
         """What an aggregation rule may know beside the reports."""
-        parameters = self.method.plan.aggregator_param
-        return Frame(self.model, self.layout, parameters, self.method.report_needs)
+        method = self.method
+        parameters, needs = method.plan.aggregator_param, method.report_needs
+        return Frame(self.model, self.layout, parameters, needs, method.reported)
 
     def finish_round(self, reports: Iterable[Report]) -> list[Report]:
         """Fold the reports into the next model, one at a time; return them without their models.

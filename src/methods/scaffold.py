@@ -25,13 +25,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.methods.base import Arrays, Method, param
+from utils_.arrays import Expected
 
 if TYPE_CHECKING:
     from src.client import Client
@@ -45,6 +46,7 @@ class Scaffold(Method):
 
     paper = "Karimireddy et al., ICML 2020"
     summary = "control variates take the sites' drift out of their gradients"
+    reported: ClassVar = {"variate": Expected(("parameters",))}
 
     @dataclass(frozen=True)
     class Params:
