@@ -19,14 +19,17 @@ import tiny
 
 from utils_.datasets.base import ImageDataset
 
+THREADS = int(os.environ.get("FEDNML_TEST_THREADS", "1"))
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """As in a run: one thread, so that sums are added in one order; FEDNML_TEST_THREADS overrides.
 
-    More threads are for tests marked ``numerics``, which must hold in any order of adding.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """As in a run: one thread, so that sums are added in one order.
+
+    FEDNML_TEST_THREADS asks for more. Tests marked ``numerics`` must hold then too. Before each
+    test, because a simulation goes back to one.
     """
-    torch.set_num_threads(int(os.environ.get("FEDNML_TEST_THREADS", "1")))
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 All of them train the same network on the same random uint8 images in the same batches; the bare
 loops draw order and augmentation from the clients' own seeds, so that the work is the same to the
-bit, which tests/test_benchmark.py checks.
+bit, which tests/cli/test_benchmark.py checks.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ class Method:
     draws at a site come from ``client.draw(name)``, at the server from
     ``derive(plan.seed, name, server.round)``.
 
-    These keys are read by the engine, so a method uses them for nothing else:
+    These keys are read by the engine, so a method uses them for nothing else. Losses that remember
+    keep ``elr_targets`` and ``ll_cp_flips`` in ``client.memory``, ``ll_cp_asked`` in its cache.
 
     ====================================== ====================================================
     ``client.memory["noise_score"]``       (n,) in [0, 1], how suspect the method finds each
@@ -49,7 +50,8 @@ class Method:
     ``client.cache["class_weights"]``      (2, C) factors of negatives and positives, set by the
                                            client where ``--class-weights`` asks for them.
     ``client.memory["buffers"]``           a site's own BatchNorm statistics, ``--buffers local``.
-    ``extras["class_counts"]``             (2, C), sent where ``--class-weights`` asks for it.
+    ``extras["class_counts"]``             (2, C), sent where ``--class-weights`` asks for it; kept
+                                           in ``server.memory`` under the same name.
     ``extras["annotated_cells"]``          (C,), reported where the aggregator needs it.
     ====================================== ====================================================
     """
@@ -84,15 +86,15 @@ class Method:
 
     # ---- what runs at the server before a round
 
+    def extras(self, server: Server) -> Arrays:
+        """Arrays sent to the clients beside the model."""
+        return {}
+
     def select(self, server: Server) -> list[int]:
         """Clients of this round, in ascending order."""
         draw = derive(self.plan.seed, "select", server.round)
         chosen = draw.choice(self.plan.clients, self.plan.clients_per_round, replace=False)
         return sorted(chosen.tolist())
-
-    def extras(self, server: Server) -> Arrays:
-        """Arrays sent to the clients beside the model."""
-        return {}
 
     # ---- what runs at a site
 

@@ -142,7 +142,7 @@ def test_the_figure_is_drawn(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_runs_small(tmp_path: Path) -> None:
-    """Two of its parts; tests/test_benchmark.py has the others."""
+    """Two of its parts; tests/cli/test_benchmark.py has the others."""
     (line,) = [line for line in RESULTS if "benchmark.py" in line and "--small" in line]
     less = ["--parts", "evaluation", "stages", "--repeats", "1", "--save-dir", str(tmp_path)]
     done = run([*main_command(line), *less], tmp_path)

@@ -28,6 +28,8 @@ from utils_.augment import (
 )
 from utils_.rng import derive
 
+pytestmark = pytest.mark.numerics
+
 NONE = Strength(rotation=0, translation=0)
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
 ANGLE, SHEAR, SCALE, FLIP_X, FLIP_Y, SHIFT_X, SHIFT_Y = range(7)

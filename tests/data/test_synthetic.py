@@ -211,6 +211,7 @@ GOLDEN = [
 ]  # mean level of an image of each class
 
 
+@pytest.mark.numerics
 def test_pixels_of_this_version() -> None:
     """If this fails on purpose, raise VERSION, or old caches stay in use."""
     assert synthetic.VERSION == 2
@@ -282,6 +283,7 @@ def paint(marks: Marks, size: int = 100) -> np.ndarray:
     return image[0]
 
 
+@pytest.mark.numerics
 def test_mark_has_its_area_colour_and_place() -> None:
     image = paint(make_marks(1, x=0.2, y=-0.3))
     assert image[..., 0].sum() * 0.02**2 == pytest.approx(0.9 * np.pi * 0.4 * 0.2, rel=0.02)
@@ -301,6 +303,7 @@ def test_hollow_marks_are_rings_and_striped_ones_have_gaps() -> None:
     assert np.count_nonzero(np.diff(np.sign(np.diff(stripes)))) >= 3
 
 
+@pytest.mark.numerics
 def test_order_of_marks_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     marks = make_marks(12)

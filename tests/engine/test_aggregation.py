@@ -155,6 +155,7 @@ def test_two_of_seven_that_lie_far_away_are_withstood(rule: str) -> None:
 # ---- the means
 
 
+@pytest.mark.numerics
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=8), seeds)
 def test_the_mean_is_weighted_by_images(sizes: list[int], seed: int) -> None:
@@ -166,6 +167,7 @@ def test_the_mean_is_weighted_by_images(sizes: list[int], seed: int) -> None:
     assert found.dtype == torch.float32
 
 
+@pytest.mark.numerics
 def test_the_uniform_mean_is_not_weighted() -> None:
     reports = make_reports([1, 10, 10_000])
     expected = table(reports).mean(axis=0)
@@ -178,12 +180,14 @@ def test_the_mean_of_one_is_the_same_to_the_bit() -> None:
     assert torch.equal(mean_by_images([report]), report.model)
 
 
+@pytest.mark.numerics
 def test_the_mean_of_equals_is_the_same_to_the_bit() -> None:
     vector = torch.randn(1000, generator=torch.Generator().manual_seed(1))
     reports = [Report(k, n, vector) for k, n in enumerate((1, 3, 7))]
     torch.testing.assert_close(mean_by_images(reports), vector, rtol=0, atol=0)
 
 
+@pytest.mark.numerics
 def test_small_differences_survive_a_large_sum() -> None:
     """The sum is in float64: in float32 a billion would lose each of a thousand fives."""
     large, small = torch.tensor([1.0]), torch.tensor([5.0])
@@ -194,6 +198,7 @@ def test_small_differences_survive_a_large_sum() -> None:
     assert found == pytest.approx(expected, rel=0, abs=float32_tolerance(2))
 
 
+@pytest.mark.numerics
 def test_suppressed_reports_count_less_in_both_means() -> None:
     one, two = make_reports([10, 10])
     half = replace(two, samples=5.0, credit=0.5)
@@ -206,6 +211,7 @@ def test_suppressed_reports_count_less_in_both_means() -> None:
 # ---- the class-wise head
 
 
+@pytest.mark.numerics
 def test_rows_of_the_head_are_weighted_by_annotated_images() -> None:
     reports = make_reports([10, 20, 30])
     counts = np.array([[10, 0], [0, 7], [5, 21]], np.float32)
@@ -232,6 +238,7 @@ def test_a_class_that_nobody_annotates_keeps_the_mean() -> None:
     torch.testing.assert_close(found[[4, 5, 8]], uniform_mean(reports)[[4, 5, 8]])
 
 
+@pytest.mark.numerics
 def test_the_class_wise_head_is_the_mean_where_all_annotate_all() -> None:
     reports = make_reports([10, 20, 30])
     for report in reports:
@@ -244,6 +251,7 @@ def test_the_class_wise_head_is_the_mean_where_all_annotate_all() -> None:
 # ---- median and trimmed mean
 
 
+@pytest.mark.numerics
 def test_golden_median_and_trimmed_mean() -> None:
     half = torch.tensor([0.5, 0.5])
     assert torch.equal(coordinate_median(GOLDEN), half)
@@ -251,6 +259,7 @@ def test_golden_median_and_trimmed_mean() -> None:
     assert torch.equal(trimmed_mean(GOLDEN, trim=1), half)
 
 
+@pytest.mark.numerics
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 9), seeds, st.integers(1, 40))
 def test_median_and_trimmed_mean_against_plain_code(n: int, seed: int, chunk: int) -> None:
@@ -276,6 +285,7 @@ def test_trimmed_without_trimming_is_the_uniform_mean_to_the_bit() -> None:
     assert torch.equal(combine("trimmed", reports, share=0.0), uniform_mean(reports))
 
 
+@pytest.mark.numerics
 def test_a_share_cuts_as_many_as_it_says() -> None:
     """0.29 of 100 is 28.99... in floating point."""
     reports = [Report(k, 1, torch.tensor([float(k**3)] * LENGTH)) for k in range(100)]
@@ -287,11 +297,13 @@ def test_a_share_cuts_as_many_as_it_says() -> None:
 # ---- krum
 
 
+@pytest.mark.numerics
 def test_golden_krum_scores() -> None:
     scores = krum_scores(GOLDEN, attackers=1)
     np.testing.assert_allclose(scores, [1, 1, 1, 181], rtol=1e-12)
 
 
+@pytest.mark.numerics
 @settings(max_examples=50, deadline=None)
 @given(st.integers(3, 8), st.integers(0, 3), seeds, st.integers(1, 40))
 def test_krum_scores_against_plain_loops(n: int, attackers: int, seed: int, chunk: int) -> None:
@@ -317,6 +329,7 @@ def test_krum_gives_one_report_and_ties_to_the_lower_client() -> None:
     assert torch.equal(combine("krum", tied, assumed_attackers=1), tied[1].model)
 
 
+@pytest.mark.numerics
 def test_multikrum_means_the_best() -> None:
     reports = make_reports([1, 2, 3, 4, 5, 6, 7])
     scores = krum_scores([r.model[: LAYOUT.parameters] for r in reports], attackers=1)
@@ -395,6 +408,7 @@ def test_clip_with_a_huge_radius_is_the_mean_to_the_bit() -> None:
     assert torch.equal(combine("clip", reports, radius=1e6), mean_by_images(reports))
 
 
+@pytest.mark.numerics
 def test_clip_shortens_updates_and_not_models() -> None:
     reports = make_reports([1, 2, 3, 4])
     start = make_frame("clip", 4).model.double().numpy()

@@ -248,6 +248,7 @@ def test_counts_are_those_of_annotated_cells() -> None:
         assert 0 < (counts == 0).sum() < len(counts)
 
 
+@pytest.mark.numerics
 def test_the_class_wise_head_takes_no_row_from_sites_that_do_not_annotate_it() -> None:
     trace = run(aggregator="classwise")
     weight, bias = trace.simulation.model.head_slices

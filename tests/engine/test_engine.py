@@ -70,6 +70,7 @@ def bare_loop(
     return float(np.mean(losses))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_local_training_equals_a_bare_loop(epochs: int, dataset: ImageDataset) -> None:
     """Each weight to a tenth of one step, since AdamW enlarges the rounding of small gradients."""
@@ -149,6 +150,7 @@ def test_training_does_not_touch_the_global_generators(dataset: ImageDataset) ->
     )
 
 
+@pytest.mark.numerics
 def test_predictions_by_another_vector_leave_the_model_as_it_was(dataset: ImageDataset) -> None:
     plan, flat = make_plan(), FlatModel(build_module("small", classes=4, weights="none", seed=1))
     client = make_client(dataset, dataset.labels[:16], plan)
@@ -165,6 +167,7 @@ def test_predictions_by_another_vector_leave_the_model_as_it_was(dataset: ImageD
 # ---- rounds
 
 
+@pytest.mark.numerics
 def test_the_server_s_model_is_the_weighted_mean_of_the_reports(dataset: ImageDataset) -> None:
     trace = flawed_run(dataset)
     assert [(m.round, len(m.extras)) for m in trace.sent] == [(0, 0), (1, 0), (2, 0)]
@@ -228,9 +231,11 @@ def test_the_history_has_what_the_table_needs(dataset: ImageDataset) -> None:
 
 
 def test_the_best_model_is_that_of_the_best_validation_round(dataset: ImageDataset) -> None:
-    trace = flawed_run(dataset, rounds=6, lr=0.05)
-    values = [row["val_mAP"] for row in trace.simulation.history]
-    best = int(np.argmax(values))
+    for seed in range(1, 9):  # which round is the best is up to how a processor rounds
+        trace = flawed_run(dataset, rounds=6, lr=0.05, seed=seed)
+        best = int(np.argmax([row["val_mAP"] for row in trace.simulation.history]))
+        if best < 5:
+            break
     assert best < 5, "choose settings where the last round is not the best"
     assert torch.equal(trace.simulation.best, trace.sent[best + 1].model)
     assert trace.result["val_selected"]["round"] == best
@@ -339,6 +344,7 @@ def received_buffers(dataset: ImageDataset, policy: str, **settings: Any) -> tup
     return simulate(config, dataset, scenario, prepare=spy), found
 
 
+@pytest.mark.numerics
 def test_average_means_the_statistics_as_it_means_the_weights(dataset: ImageDataset) -> None:
     trace, started = received_buffers(dataset, "average")
     simulation = trace.simulation

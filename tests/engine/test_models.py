@@ -83,6 +83,7 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, *, share: float, na
     torch.testing.assert_close(found, expected, rtol=0, atol=atol, msg=name)
 
 
+@pytest.mark.numerics
 @BOTH
 @pytest.mark.parametrize("training", [True, False])
 def test_forward_gradient_and_statistics_equal_the_plain_module(name: str, training: bool) -> None:
@@ -106,6 +107,7 @@ def test_forward_gradient_and_statistics_equal_the_plain_module(name: str, train
         assert_near(state[key], tensor, share=1e-3, name=key)
 
 
+@pytest.mark.numerics
 def test_the_gradient_is_summed_in_place_until_it_is_cleared() -> None:
     _, flat = pair()
     flat.module.eval()
@@ -132,6 +134,7 @@ def test_one_step_changes_the_module_and_no_buffer() -> None:
     assert torch.equal(parameter, flat.unpack(flat.vector)[name])
 
 
+@pytest.mark.numerics
 def test_the_optimiser_is_torchs_fused_adamw() -> None:
     """To the bit on any processor: both call the same kernel."""
     _, flat = pair()
@@ -234,6 +237,7 @@ def test_every_model_has_a_head_of_the_right_size(name: str) -> None:
         assert module(batch(32)[:2]).shape == (2, CLASSES)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("images", [1, 5, PREDICT_BATCH + 3])
 def test_predict_is_the_plain_prediction(images: int) -> None:
     plain, flat = pair()
@@ -264,6 +268,7 @@ def test_the_file_loads_strictly_into_the_plain_module(name: str, tmp_path: Path
         assert torch.equal(found[key], tensor), key
 
 
+@pytest.mark.numerics
 def test_torchvision_itself_takes_the_file(tmp_path: Path) -> None:
     from torchvision.models import resnet18
 

@@ -250,6 +250,7 @@ def test_who_stands_apart_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert torch.equal(server.model, mean_by_images(with_outlier())), "a flag alone changes nothing"
 
 
+@pytest.mark.numerics
 def test_scores_are_of_updates_and_not_of_models() -> None:
     server = make_server()
     server.finish_round(with_outlier())
@@ -260,6 +261,7 @@ def test_scores_are_of_updates_and_not_of_models() -> None:
         assert moved.scores[client] == pytest.approx(scores, rel=1e-3)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("aggregator", ["mean", "uniform", "geometric", "clip"])
 def test_suppression_lets_a_flagged_client_count_less(aggregator: str) -> None:
     server = make_server(aggregator=aggregator, suppress_outliers=True)

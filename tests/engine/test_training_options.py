@@ -120,6 +120,7 @@ def test_a_site_that_annotates_nothing_or_nothing_positive(loss: str) -> None:
 # ---- class weights
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("kind", ["inverse", "effective"])
 def test_class_weights_by_hand(kind: str) -> None:
     """Mean 1 over the annotated cells; nothing to balance where a side is absent."""
@@ -160,6 +161,7 @@ def test_class_counts_of_sites_that_are_not_selected_count_too() -> None:
     assert len(some.received) == 3
 
 
+@pytest.mark.numerics
 def test_balance_reaches_the_loss_of_a_step() -> None:
     client, _ = make_client(class_weights="inverse")
     client.cache["class_weights"] = np.array([[0.5] * 4, [3.0] * 4], np.float32)
@@ -241,6 +243,7 @@ def make_step(round: int = 0, **settings: Any) -> tuple[Method, Client, FlatMode
     return method_class("fedavg")(client.plan), client, flat, batch
 
 
+@pytest.mark.numerics
 def test_consistency_against_its_definition() -> None:
     method, client, flat, batch = make_step(consistency=3.0, rounds=10)
     method.consistency(client, flat, batch).backward()
@@ -254,6 +257,7 @@ def test_consistency_against_its_definition() -> None:
     assert found.any()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("round", "share"), [(0, math.exp(-5)), (1, math.exp(-20 / 9)), (3, 1), (8, 1)]
 )
@@ -346,6 +350,7 @@ def test_a_frozen_backbone_keeps_every_bit(kind: type[Watched], consistency: flo
     assert all(module.training for module in flat.module.modules())
 
 
+@pytest.mark.numerics
 def test_a_frozen_backbone_computes_as_in_an_evaluation() -> None:
     """The head learns on the features it is judged on."""
     client, flat = make_client(freeze_rounds=1, augment="none", rounds=1)

@@ -85,6 +85,7 @@ def table(threshold: dict) -> np.ndarray:
 # ---- the client
 
 
+@pytest.mark.numerics
 @BOTH
 @pytest.mark.parametrize("balanced", [True, False])
 def test_labels_and_objective_against_the_reference(one_threshold: bool, balanced: bool) -> None:
@@ -199,6 +200,7 @@ def play(method: Any, rounds: int) -> tuple[list, list]:
     return found, expected
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "param", [{}, {"warmup_residual": 0.8}, {"residual_every": 3, "residual": 0.3}]
 )
@@ -207,12 +209,14 @@ def test_the_server_rule_against_the_reference(param: dict) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=float32_tolerance(25, expected))
 
 
+@pytest.mark.numerics
 def test_without_residual_it_is_the_mean_by_labels_in_use() -> None:
     found, expected = play(make_method("cbafed", residual=0.0), 25)
     np.testing.assert_allclose(found, expected, rtol=0, atol=float32_tolerance(25, expected))
     assert not np.allclose(found, play(make_method("cbafed"), 25)[0])
 
 
+@pytest.mark.numerics
 def test_thresholds_come_from_the_sites_that_report() -> None:
     method = make_method("cbafed")
     server = make_server(method, size=1)

@@ -61,6 +61,7 @@ def reference_dimension(vectors: np.ndarray, i: int, k: int) -> float | None:
     return -len(distances) / sum(math.log(d / distances[-1]) for d in distances)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("neighbours", [2, 3, 20])  # 20 is more than there are
 def test_dimension_against_the_reference(neighbours: int) -> None:
     vectors = make_predictions(1).astype(np.float64)
@@ -74,6 +75,7 @@ def test_dimension_against_the_reference(neighbours: int) -> None:
     assert told == pytest.approx((mean(expected), error))
 
 
+@pytest.mark.numerics
 def test_dimension_golden_value() -> None:
     line = np.concatenate([[0], np.arange(1, 21) / 20])[:, None]
     assert local_dimensionality(line, neighbours=20)[0] == pytest.approx(1.13772, abs=1e-5)
@@ -242,6 +244,7 @@ def reference_relabel(
     return result
 
 
+@pytest.mark.numerics
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("bar", [0.5, 0.7, 0.9])
@@ -293,6 +296,7 @@ def reference_loss(
     return total / weights + method.params.proximal * level * distance
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(("round", "level"), [(0, 0.0), (12, 0.4), (18, 0.4), (19, 0.4), (60, 0.4)])
 def test_the_objective_against_the_reference(round: int, level: float) -> None:
     method, client, model = make_method("fedcorr", proximal=5), make_client(), TwoLayers()

@@ -57,6 +57,7 @@ def image_loss(labels: torch.Tensor, p: float, y: int, *, tie: float) -> torch.T
     return divergence / C - tie * q[y].log()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("tie", [0.0, 0.5])
 @pytest.mark.parametrize("rate", [0.3, 15.6])
 def test_a_step_against_gradients_of_two_logits(rate: float, tie: float) -> None:
@@ -71,6 +72,7 @@ def test_a_step_against_gradients_of_two_logits(rate: float, tie: float) -> None
         assert found.item() == pytest.approx(float(after[1] - after[0]), abs=1e-9)
 
 
+@pytest.mark.numerics
 def test_the_first_and_the_merged_logits_are_differences_of_two() -> None:
     observed = np.array([[1, 0, np.nan]], np.float32)
     np.testing.assert_array_equal(first_logits(observed, scale=10), [[10, -10, 0]])
@@ -81,6 +83,7 @@ def test_the_first_and_the_merged_logits_are_differences_of_two() -> None:
         assert found == pytest.approx(present - absent, abs=1e-5)
 
 
+@pytest.mark.numerics
 def test_divergence_against_the_reference_and_far_out() -> None:
     z, u = torch.tensor([[0.3, -2.0, 5.0]]), torch.tensor([[1.0, 3.0, -4.0]])
     for a, b, found in zip(z[0].tolist(), u[0].tolist(), label_divergence(z, u)[0], strict=True):
@@ -107,6 +110,7 @@ def reference_loss(method: Any, client: Any, batch: Any, u: np.ndarray, model: A
     return mean(divergences) + method.params.entropy * mean(entropies)
 
 
+@pytest.mark.numerics
 def test_the_objective_of_a_noisy_site_against_the_reference() -> None:
     method, client, model = make_noisy()
     observed, known = client.labels.observed, client.labels.annotated
@@ -139,6 +143,7 @@ def test_label_logits_pass_no_gradient_and_weights_count() -> None:
     assert moved[:3].tolist() == [True, False, True] and not moved[3:].any()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("adjusted", [True, False])
 @pytest.mark.parametrize("extras", [{}, {"noisy": np.array([CLEAN, NOISY, CLEAN], np.int8)}])
 def test_the_objective_elsewhere_is_logit_adjusted_cross_entropy(
@@ -164,6 +169,7 @@ def test_the_objective_elsewhere_is_logit_adjusted_cross_entropy(
 # ---- what a site remembers
 
 
+@pytest.mark.numerics
 def test_after_the_round_labels_and_predictions_are_averaged() -> None:
     method, client, model = make_noisy()
     method.loss(client, model, make_batch(client, list(range(N))), message(20))
@@ -239,6 +245,7 @@ def test_with_one_site_nobody_is_noisy() -> None:
         assert memory["noisy"].tolist() == [CLEAN]
 
 
+@pytest.mark.numerics
 def test_the_aggregation_by_distance_by_hand() -> None:
     """n = (100, 100, 200), d = (0, 0.5, 2): docs/methods.md 19; no buffers in a distance."""
     vectors = [torch.tensor(v) for v in ([0.0, 0, 0], [0.3, 0.4, 50], [0, 2.0, 9])]

@@ -75,6 +75,7 @@ def message(round: int = 2) -> Broadcast:
 # ---- pools
 
 
+@pytest.mark.numerics
 def test_uncertainty_against_the_reference() -> None:
     predicted, missing = make_predictions(), np.isnan(make_observed())
     predicted[0], missing[1] = 0, False
@@ -132,6 +133,7 @@ def test_every_uncertain_image_of_a_batch_gets_a_confident_partner() -> None:
     assert len(one) == len(other) == 0
 
 
+@pytest.mark.numerics
 def test_class_weights_by_hand() -> None:
     positives, annotated = np.array([10, 1, 0, 5, 0, 80]), np.array([50, 1001, 30, 5, 0, 100])
     found = imbalance(positives, annotated, cap=100)
@@ -212,6 +214,7 @@ def start(**param: Any) -> tuple[FedLSM, FakeClient, FakeModel]:
     return method, client, model
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "param",
     [
@@ -237,6 +240,7 @@ def test_the_objective_against_the_reference(param: dict) -> None:
     np.testing.assert_array_equal(method.after_local(client, model, message())["seen"], seen)
 
 
+@pytest.mark.numerics
 def test_the_student_sees_strong_views_and_mixed_weak_ones() -> None:
     method, client, model = start(uncertain=0.3, confident=0.3)
     batch = make_batch(client, np.arange(N))
@@ -249,6 +253,7 @@ def test_the_student_sees_strong_views_and_mixed_weak_ones() -> None:
     assert len(pairs) == 6
 
 
+@pytest.mark.numerics
 def test_masks_and_class_weights_act_on_single_entries() -> None:
     """Trap: a mean taken before the masks gives every entry the same gradient."""
     method, client, model = start(uncertain=0)
@@ -276,6 +281,7 @@ def test_no_mixup_without_a_confident_partner() -> None:
     assert torch.equal(model.seen[0], batch.second)
 
 
+@pytest.mark.numerics
 def test_the_teacher_is_a_running_mean_that_starts_anew_each_round() -> None:
     method, client, model = start(ema=0.9)
     batch = make_batch(client, np.arange(N))
@@ -319,6 +325,7 @@ def tapped(head: HeadMean, reports: list[Report]) -> Iterator[Report]:
     return head.tap(reports, lambda report: report.extras["seen"])
 
 
+@pytest.mark.numerics
 def test_the_aggregation_against_the_reference() -> None:
     """Row c by the seen cases of c; a row of a class that nobody has seen by images (trap: 0/0)."""
     seen, samples = [[5, 0, 0, 1], [15, 2, 0, 1], [0, 6, 0, 1]], [10, 20, 70]
@@ -338,6 +345,7 @@ def test_the_aggregation_against_the_reference() -> None:
             assert float(tensor[place]) == pytest.approx(sum(terms) / sum(weights), abs=1e-6)
 
 
+@pytest.mark.numerics
 def test_the_aggregation_is_the_mean_where_sites_see_in_proportion_to_their_images() -> None:
     model, reports = make_reports([[1, 2, 0, 10], [2, 4, 0, 20], [7, 14, 0, 70]], [10, 20, 70])
     head = HeadMean(Layout.of(model))

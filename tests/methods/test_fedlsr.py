@@ -44,6 +44,7 @@ def reference(method: Any, batch: Any, model: TwoLayers, *, round: int, share: f
     return mean(supervised) + gamma * mean(apart) + params.entropy * mean(doubt)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("param", [{}, {"entropy": 0.3, "sharpening": 1.5, "view_sharpening": 2}])
 @pytest.mark.parametrize("round", [0, 7, 20, 99])
 def test_the_objective_against_the_reference(round: int, param: dict) -> None:
@@ -84,6 +85,7 @@ def test_probabilities_are_not_taken_for_logits() -> None:
     assert method.loss(client, model, batch, message(0)).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.numerics
 def test_certain_and_wrong_predictions_still_learn() -> None:
     """Clamped probabilities would cut the gradient off where it is needed most."""
     logits = torch.tensor([60.0, -60.0, 200.0], requires_grad=True)
@@ -96,6 +98,7 @@ def test_certain_and_wrong_predictions_still_learn() -> None:
 REAL = st.floats(-12, 12, width=32)
 
 
+@pytest.mark.numerics
 @settings(max_examples=200, deadline=None)
 @given(REAL, REAL, st.floats(0, 1))
 def test_mixture_and_divergence_by_hand(z: float, v: float, share: float) -> None:

@@ -71,6 +71,7 @@ def reference_prototypes(features: np.ndarray, observed: np.ndarray) -> np.ndarr
     return table
 
 
+@pytest.mark.numerics
 def test_prototypes_are_means_over_annotated_cells() -> None:
     features, observed = make_features(), make_observed()
     found = class_prototypes(features, observed)
@@ -82,6 +83,7 @@ def test_prototypes_are_means_over_annotated_cells() -> None:
     assert found[0, 1].any() and found[:, 2].any()
 
 
+@pytest.mark.numerics
 def test_the_pool_is_a_mean_by_images_over_the_sites_that_have_a_prototype() -> None:
     draw = derive(0, "pool")
     sites = draw.normal(size=(3, 2, C, D)).astype(np.float32)
@@ -141,6 +143,7 @@ def room_for_positives(target: dict, observed: np.ndarray, c: int, prior: float)
     return math.ceil(prior * (len(tags) + 1) - 1e-4) - int(sum(tags))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_tagging_against_the_reference_round_by_round(adaptive: bool) -> None:
     method = make_method(negative_rate=0.2, positive_rate=0.35, adaptive=adaptive)
@@ -269,6 +272,7 @@ def reference_loss(
     return (sum(supervised) + sum(distilled)) / (len(supervised) + len(distilled))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("distil", [True, False])
 @pytest.mark.parametrize("adjust", [True, False])
 @pytest.mark.parametrize("round", [0, WARMUP - 1, WARMUP, WARMUP + 5])
@@ -278,6 +282,7 @@ def test_the_objective_against_the_reference(round: int, adjust: bool, distil: b
     assert found == pytest.approx(expected, abs=float32_tolerance(2 * cells, expected))
 
 
+@pytest.mark.numerics
 def test_the_adjustment_of_a_class_without_positives_or_annotations_is_finite() -> None:
     client = make_site()
     make_method(logit_adjustment=True).before_local(client, None, message(0))
@@ -289,6 +294,7 @@ def test_the_adjustment_of_a_class_without_positives_or_annotations_is_finite() 
 # ---- what is sent, and the server
 
 
+@pytest.mark.numerics
 def test_the_report_against_the_reference() -> None:
     method, client = make_method(), make_site()
     told = method.after_local(client, None, message(WARMUP - 2))
@@ -320,6 +326,7 @@ def cells(client: int) -> dict[str, np.ndarray]:
     return {"positives": positives, "annotated": annotated}
 
 
+@pytest.mark.numerics
 def test_the_server_against_the_reference() -> None:
     """Degrees are the sites' confidences, weighted by images, over the sites that miss a class."""
     method, server = make_method(), SimpleNamespace(memory={}, round=WARMUP)

@@ -180,6 +180,7 @@ def table(cells: dict) -> np.ndarray:
     return filled
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("leak", [False, True])
 @BOTH
 def test_the_refinement_phase_against_the_reference(
@@ -273,6 +274,7 @@ def test_the_warm_up_touches_no_label(published: bool) -> None:
     assert set(np.unique(client.labels.status)) == {MISSING, OBSERVED}
 
 
+@pytest.mark.numerics
 @BOTH
 def test_the_leaked_label_fades_by_a_fifth_at_each_refresh(published: bool) -> None:
     """docs/methods.md 19: weight 0.8 ** j after j refreshes, 0.0180 after those of t = 10 .. 95."""
@@ -344,6 +346,7 @@ def objective(method: FedNML, round: int, *, margin: float | None = None) -> tup
     return found.item(), weight * distilled + (1 - weight) * supervised / total
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("margin", [0, 1, 2.5])
 @pytest.mark.parametrize("round", [10, 11, 50, 99])
 @BOTH
@@ -353,6 +356,7 @@ def test_the_objective_against_the_reference(published: bool, round: int, margin
     assert found == pytest.approx(expected, abs=float32_tolerance(TERMS, expected))
 
 
+@pytest.mark.numerics
 @BOTH
 def test_the_objective_of_the_warm_up_is_fedavg_s(published: bool) -> None:
     method = make_method(published=published)
@@ -368,6 +372,7 @@ def test_the_objective_of_the_warm_up_is_fedavg_s(published: bool) -> None:
     assert found == pytest.approx(expected, abs=float32_tolerance(TERMS, expected))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("round", "golden"), [(10, 0.10827), (20, 0.16474), (50, 0.43153), (99, 0.79980)]
 )
@@ -396,6 +401,7 @@ def test_no_gradient_flows_into_the_teacher() -> None:
 # ---- its parts
 
 
+@pytest.mark.numerics
 @settings(max_examples=200, deadline=None)
 @given(
     st.floats(0, 1, width=32),
@@ -422,6 +428,7 @@ def test_a_likely_positive_of_a_frequent_class_is_never_called_absent() -> None:
     np.testing.assert_allclose(snap(predicted, 0.9, np.full(4, 0.99)), [[1, 0.6, 0.11, 0]], 1e-6)
 
 
+@pytest.mark.numerics
 def test_agreement_and_loss_read_the_given_cells_alone() -> None:
     p = np.array([[0.8, 0.4], [0.3, 0.6]], np.float32)
     y, cells = np.array([[1, np.nan], [np.nan, 1e30]]), np.array([[True, False], [False, False]])
@@ -430,6 +437,7 @@ def test_agreement_and_loss_read_the_given_cells_alone() -> None:
     np.testing.assert_allclose(loss, [-math.log(0.8), 0], atol=1e-6)
 
 
+@pytest.mark.numerics
 def test_agreement_is_relative_to_the_class() -> None:
     """The same odds against a class mean count the same, however rare the class."""
     p = np.array([[0.5, 0.05], [0.1, 0.005], [0.1, 0.005]])
@@ -512,6 +520,7 @@ def reference_odds(observed: np.ndarray, shared: np.ndarray) -> list[float]:
     return odds
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("share", [0.25, math.nan])
 @pytest.mark.parametrize("round", [0, WARMUP, WARMUP + 1])
 def test_logits_are_shifted_by_the_log_prior_odds(round: int, share: float) -> None:
@@ -530,6 +539,7 @@ def test_a_class_absent_at_all_other_sites_shifts_by_a_finite_amount() -> None:
     assert client.cache["shift"][3] == pytest.approx(math.log(0.001 / 0.999), abs=1e-4)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("round", [WARMUP - 1, WARMUP, 50])
 def test_the_adjusted_objective_is_that_of_shifted_logits(round: int) -> None:
     shift = torch.tensor([-1.0, -3.0, 0.0, 0.5])

@@ -64,6 +64,7 @@ def reference_losses(predicted: np.ndarray, observed: np.ndarray, least: int) ->
     return table
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("least", [1, 3, 6, 100])
 def test_class_losses_are_means_over_annotated_cells(least: int) -> None:
     predicted, observed = predictions(0), make_observed()
@@ -103,6 +104,7 @@ def make_losses(sites: int = 6, columns: int = 8) -> np.ndarray:
     return losses
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("fill_minimum", [True, False])
 def test_normalised_losses_against_the_reference(fill_minimum: bool) -> None:
     losses = make_losses()
@@ -295,6 +297,7 @@ def reference_objective(
     return weight * mean(divergence) + (1 - weight) * mean(supervised)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "param", [{}, {"logit_adjustment": False, "temperature": 2}, {"kappa": 1, "kd_end": 1}]
 )
@@ -408,6 +411,7 @@ def reference_mean(models: np.ndarray, sizes: list, noisy: list, count: int) -> 
     ]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("flags", [(1, 0, 1), (0, 1, 0), (0, 0, 0), (1, 1, 1), (1, -1, 1)])
 @pytest.mark.parametrize("count", [6, 4])
 @pytest.mark.parametrize("alike", [False, True])
@@ -426,6 +430,7 @@ def test_the_server_against_the_reference(flags: tuple, count: int, alike: bool)
     np.testing.assert_allclose(server.model, expected, atol=1e-6)
 
 
+@pytest.mark.numerics
 def test_the_weights_of_distances_are_golden() -> None:
     """docs/methods.md 19: n = 100, 100, 200 and d = 0, 0.5, 2."""
     models = [torch.tensor([0.0]), torch.tensor([0.5]), torch.tensor([2.0])]
@@ -434,6 +439,7 @@ def test_the_weights_of_distances_are_golden() -> None:
     np.testing.assert_allclose(weights / weights.sum(), [0.397684, 0.309717, 0.292599], atol=1e-6)
 
 
+@pytest.mark.numerics
 def test_distances_count_with_the_uniform_mean_too() -> None:
     method = make_method("fednoro")
     object.__setattr__(method.plan, "aggregator", "uniform")

@@ -66,6 +66,7 @@ class Step:
         return self
 
 
+@pytest.mark.numerics
 @MUS
 def test_the_objective_and_its_gradient_against_the_reference(
     mu: float, dataset: ImageDataset
@@ -94,6 +95,7 @@ def test_the_start_has_no_gradient_of_its_own(dataset: ImageDataset) -> None:
     np.testing.assert_array_equal(prox.gradients[0], plain.gradients[0])
 
 
+@pytest.mark.numerics
 def test_the_server_takes_the_mean_weighted_by_images() -> None:
     server = Server(torch.zeros(5), FedProx(make_plan()))
     models = derive(0, "models").normal(size=(3, 5)).astype(np.float32)

@@ -49,6 +49,7 @@ def reference(method: Any, client: Any, batch: Any, model: TwoLayers) -> tuple[f
     return mean(supervised) + params.unlabelled * unlabelled / missing, used / missing
 
 
+@pytest.mark.numerics
 @VARIANTS
 @pytest.mark.parametrize("seed", range(4))
 def test_the_objective_against_the_reference(seed: int, param: dict) -> None:
@@ -113,6 +114,7 @@ def test_no_gradient_flows_into_the_label() -> None:
     assert batch.second.grad.abs().max() > 0
 
 
+@pytest.mark.numerics
 def test_without_missing_cells_it_is_fedavg_on_the_weak_view() -> None:
     method, client, model = make_method("fixmatch"), make_client(), TwoLayers()
     client.labels.annotated = torch.ones(12, C, dtype=torch.bool).numpy()

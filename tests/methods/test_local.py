@@ -124,8 +124,11 @@ def test_the_metrics_are_the_mean_over_the_sites(dataset: ImageDataset) -> None:
 def test_the_selected_round_is_scored_with_the_sites_models_of_that_round(
     dataset: ImageDataset,
 ) -> None:
-    trace = run(dataset, rounds=6, lr=0.05)
-    best = int(np.argmax([row["val_mAP"] for row in trace.simulation.history]))
+    for seed in range(1, 9):  # which round is the best is up to how a processor rounds
+        trace = run(dataset, rounds=6, lr=0.05, seed=seed)
+        best = int(np.argmax([row["val_mAP"] for row in trace.simulation.history]))
+        if best < 5:
+            break
     assert best < 5, "choose settings where the last round is not the best"
     vectors = [trace.received[3 * best + k].model for k in range(3)]
     assert torch.equal(trace.simulation.best, torch.stack(vectors))

@@ -27,6 +27,8 @@ from src.losses import (
     weighted_mean,
 )
 
+pytestmark = pytest.mark.numerics
+
 SHAPE = (5, 3)
 LOGITS = arrays(np.float32, SHAPE, elements=st.floats(-20, 20, width=32))
 TARGETS = arrays(np.float32, SHAPE, elements=st.floats(0, 1, width=32))

@@ -120,6 +120,7 @@ class Reference:
 # ---- the client
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "param", [{}, {"drop": 0.5, "centroid": 3, "entropy": 0.1, "balanced": False}]
 )
@@ -187,6 +188,7 @@ def test_showing_the_replaced_labels_changes_no_bit(
     assert torch.equal(shown.vector, hidden.vector)
 
 
+@pytest.mark.numerics
 def test_the_first_round_starts_from_the_site_s_own_means() -> None:
     method, client = make_method("rofl"), make_client()
     client.embedded = derive(0, "features").random((N, D)).astype(np.float32)
@@ -294,6 +296,7 @@ def test_the_likeliest_images_get_the_label() -> None:
 # ---- the server
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("seed", range(5))
 def test_the_server_s_centroids_against_the_reference(seed: int) -> None:
     """Means over all sites' cells; where there is none the last one stays."""

@@ -49,6 +49,7 @@ def reference_loss(method: Any, client: Any, batch: Any, model: TwoLayers, teach
     return mean(supervised) + method.params.consistency * mean(apart)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("param", [{}, {"ema": 0.6, "consistency": 2.5, "sharpening": 2}])
 def test_teacher_and_objective_against_the_reference(param: dict) -> None:
     """Three rounds of three steps; the teacher is drawn along after every step, across rounds."""
@@ -128,6 +129,7 @@ def reference_consensus(reports: list[Report], strength: float, own: int) -> lis
     ]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("clients", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("param", [{}, {"groups": 3, "group_share": 0.5, "distance": 10}])
 def test_the_server_rule_against_the_reference(clients: int, param: dict) -> None:
@@ -166,6 +168,7 @@ def test_every_round_draws_other_groups() -> None:
     assert not torch.equal(*found)
 
 
+@pytest.mark.numerics
 def test_one_group_of_all_without_distance_is_fedavg() -> None:
     method = make_method("rscfed", group_share=1, distance=0)
     reports, round = make_reports(4), WARMUP
@@ -174,6 +177,7 @@ def test_one_group_of_all_without_distance_is_fedavg() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=float32_tolerance(4, expected))
 
 
+@pytest.mark.numerics
 def test_models_far_apart_do_not_underflow() -> None:
     """The trap: exp(-100 * 1e4 / 10) is 0 for everybody, and 0/0 is not a model."""
     models = [torch.full((4,), value) for value in (0.0, 1e4, 3e4)]
@@ -181,6 +185,7 @@ def test_models_far_apart_do_not_underflow() -> None:
     assert torch.equal(found, models[1]), "the one nearest to the mean"
 
 
+@pytest.mark.numerics
 def test_distances_are_those_of_the_parameters() -> None:
     models = [torch.tensor([0.0, 900.0]), torch.tensor([1.0, 0.0]), torch.tensor([5.0, 0.0])]
     reports = [Report(k, 10, model) for k, model in enumerate(models)]

@@ -159,6 +159,7 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(("sizes", "rounds", "global_lr"), CASES)
 @pytest.mark.parametrize(("optimizer", "options", "stepper"), OPTIMIZERS)
 def test_rounds_against_the_reference(
@@ -178,6 +179,7 @@ def test_rounds_against_the_reference(
     assert np.abs(c).max() > 0.1
 
 
+@pytest.mark.numerics
 def test_with_sites_of_equal_size_the_rule_is_the_paper_s() -> None:
     """c + (1 / N) times the sum of the changes, x + (1 / |S|) times the sum of the ways."""
     method = make_method()

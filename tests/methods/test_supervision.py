@@ -16,6 +16,8 @@ from src.supervision import LOSSES, Loss, build_loss
 from utils_.labels import LabelState
 from utils_.rng import derive
 
+pytestmark = pytest.mark.numerics
+
 N, C = 10, 4
 EACH_LOSS = pytest.mark.parametrize("name", LOSSES)
 
