@@ -18,6 +18,7 @@ import pytest
 from tiny import call_main, command, read_table, start_main, write_table
 
 from src import job
+from utils_.datasets.listing import DataOptions
 
 ROUNDS = 12
 PATIENCE = 60  # seconds
@@ -182,10 +183,10 @@ def test_a_signal_before_the_first_round_leaves_nothing(
     """While images are decoded, which may take minutes."""
     load = job.datasets.load
 
-    def signalled(*arguments: Any, **options: Any) -> Any:
-        if not options["labels_only"]:
+    def signalled(name: str, options: DataOptions) -> Any:
+        if not options.labels_only:
             os.kill(os.getpid(), number)
-        return load(*arguments, **options)
+        return load(name, options)
 
     monkeypatch.setattr(job.datasets, "load", signalled)
     save = tmp_path / "save"

@@ -18,14 +18,21 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tiny import TESTING, VALIDATION, make_config, make_dataset, make_scenario, make_simulation
+from tiny import (
+    TESTING,
+    VALIDATION,
+    load,
+    make_config,
+    make_dataset,
+    make_scenario,
+    make_simulation,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.models import FlatAdamW
 from src.simulation import Simulation
 from src.workers import SequentialRunner
-from utils_ import datasets
 from utils_.datasets.base import TEST, VAL
 
 METHODS = ("fedavg", "fednml")
@@ -221,16 +228,12 @@ def test_evaluation_scores_each_image_once_and_only_when_due() -> None:
 def test_images_are_decoded_once_and_never_in_a_round(
     method: str, csv_data: Path, tmp_path: Path
 ) -> None:
-    def load() -> datasets.ImageDataset:
-        return datasets.load(
-            "csv", data_dir=csv_data, image_size=16, cache_dir=tmp_path / "cache", quiet=True
-        )
-
+    options = {"data_dir": csv_data, "image_size": 16, "cache_dir": tmp_path / "cache"}
     with counted() as cold:
-        load()
+        load("csv", quiet=True, **options)
     assert cold["images opened"] == TESTING + VALIDATION + 40
     with counted() as warm:
-        dataset = load()
+        dataset = load("csv", quiet=True, **options)
     assert warm["images opened"] == 0
     config = make_config(method, warmup_rounds=0)
     simulation = make_simulation(config, dataset, make_scenario(make_dataset()))

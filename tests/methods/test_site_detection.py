@@ -73,7 +73,8 @@ def half_of(sites: int, kind: str, seed: int) -> list[str]:
 def test_the_noisy_half_of_the_sites_is_found(sites: int, kind: str) -> None:
     """Somebody in at least 9 of 10 draws; exactly the half in as many, or 2 % of sites mistaken.
 
-    Of 20 sites with as few as 60 images one may lie on the wrong side of any cut.
+    Of 20 sites with as few as 60 images one may lie on the wrong side of any cut. These draws are
+    fixed: of 60 others, with 4 sites redrawn, 50 found somebody and 47 exactly the half.
     """
     right = mistaken = found = 0
     for seed in range(10):
@@ -147,6 +148,7 @@ def upper(seed: int, shift: np.ndarray, iterations: int = 10) -> np.ndarray:
     return apart(*mean_and_error(scores), seed=seed, alpha=ALPHA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sites", COUNTS)
 def test_sites_of_higher_dimension_are_found(sites: int) -> None:
     right = 0
