@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from src.messages import ANNOTATED_CELLS, Report
+from utils_.arrays import Expected, array_fault
 
 if TYPE_CHECKING:
     from src.models import FlatModel
@@ -53,6 +54,15 @@ class Layout:
         """C, the number of rows of the head."""
         return int(self.bias.stop - self.bias.start)
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Of the axes of arrays in reports, by name; those of the head where there is one."""
+        known = {"parameters": self.parameters}
+        if self.classes:
+            features = (self.weight.stop - self.weight.start) // self.classes
+            known |= {"classes": self.classes, "features": features}
+        return known
+
     def head(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Views of the head's (C, D) weight and (C,) bias in a (P,) vector."""
         return vector[self.weight].view(self.classes, -1), vector[self.bias]
@@ -75,12 +85,15 @@ class Frame:
         layout: what lies where in it.
         parameters: those of the rule, complete, see src/aggregator_options.py.
         needs: names of the facts that every report must hold, see :class:`Aggregator`.
+        expected: what the other arrays of a report must be, by name; axes are named as in
+            :attr:`Layout.lengths`.
     """
 
     model: Tensor
     layout: Layout
     parameters: dict[str, float] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    expected: Mapping[str, Expected] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,11 @@ def fault(report: Report, frame: Frame) -> str | None:
     for name in frame.needs:
         if not _plausible(report.extras.get(name), report, frame.layout):
             return f"its counts '{name}' are absent or impossible"
+    lengths = frame.layout.lengths
+    for name in {**frame.expected, **report.extras}:
+        array = report.extras.get(name)
+        if wrong := array_fault(array, frame.expected.get(name), lengths=lengths):
+            return f"its array '{name}' {wrong}"
     return None
 
 

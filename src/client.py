@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.messages import ANNOTATED_CELLS, CLASS_COUNTS, NO_MODEL, Arrays, Broadcast, Report
 from src.plan import Batch, Plan
-from utils_.augment import AUGMENT, STRONG, Augmenter
+from utils_.augment import AUGMENT, Augmenter
 from utils_.labels import LabelState
 from utils_.priors import balance_factors, class_counts
 from utils_.rng import derive, derive_seed
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SITE_FACTS: dict[str, Callable[[LabelState], np.ndarray]] = {
     ANNOTATED_CELLS: lambda labels: class_counts(labels)["annotated"],
 }
-NO_VIEW = torch.empty(0)  # the strong view of a batch for which none was asked
+NO_VIEW = torch.empty(0)  # the second view of a batch for which none was asked
 
 
 class Client:
@@ -63,9 +63,12 @@ class Client:
         return len(self._rows)
 
     def introduce(self) -> Report:
-        """What the site tells once, before the first round, if ``--class-weights`` asks for it."""
+        """What the site tells once, before the first round: nothing, or its class counts.
+
+        ``--class-weights`` and ``--head-bias prior`` ask for them.
+        """
         extras = {}
-        if self.plan.class_weights != "none":
+        if self.plan.class_weights != "none" or self.plan.head_bias == "prior":
             extras[CLASS_COUNTS] = np.stack([*class_counts(self.labels).values()])
         return Report(self.index, len(self), NO_MODEL, extras)
 
@@ -77,14 +80,14 @@ class Client:
         """
         seed = derive_seed(self.plan.seed, "client", self.index, message.round)
         self.round, self.logs, self.cache = message.round, {}, {}
-        if CLASS_COUNTS in message.extras:
+        if self.plan.class_weights != "none":
             counts = message.extras[CLASS_COUNTS]
             self.cache["class_weights"] = balance_factors(counts, self.plan.class_weights)
         with torch.random.fork_rng(devices=_cuda_devices(model)):
             _seed_layers(model, seed)
             self._receive(model, message)
             method.before_local(self, model, message)
-            self._epochs(model, method, message, torch.Generator().manual_seed(seed))
+            self._epochs(model, method, message, seed)
             extras = method.after_local(self, model, message)
         extras = extras | {name: SITE_FACTS[name](self.labels) for name in method.report_needs}
         self.cache = {}
@@ -120,15 +123,13 @@ class Client:
         model.load(own)
         return probability
 
-    def _epochs(
-        self, model: FlatModel, method: Method, message: Broadcast, generator: torch.Generator
-    ) -> None:
-        optimizer = model.optimizer(lr=self.plan.lr, weight_decay=self.plan.weight_decay)
+    def _epochs(self, model: FlatModel, method: Method, message: Broadcast, seed: int) -> None:
+        optimizer = model.optimizer(self.plan, self.round)
         model.train()
         total = torch.zeros((), device=model.device)
         steps = 0
         with frozen_backbone(model, self.round < self.plan.freeze_rounds) as hold:
-            for batch in self._batches(model, method, generator):
+            for batch in self._batches(model, method, seed):
                 model.gradient.zero_()
                 loss = self._loss(model, method, batch, message)
                 loss.backward()
@@ -146,25 +147,26 @@ class Client:
             loss = loss + method.consistency(self, model, batch)
         return loss
 
-    def _batches(
-        self, model: FlatModel, method: Method, generator: torch.Generator
-    ) -> Iterator[Batch]:
+    def _batches(self, model: FlatModel, method: Method, seed: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        # Its own stream, so that a second view changes neither the first nor the order.
+        other = torch.Generator().manual_seed(derive_seed(seed, "second view"))
         known = np.where(self.labels.weight > 0, self.labels.target, 0)
         tables = [torch.from_numpy(t).to(model.device) for t in (known, self._weight())]
         strength = AUGMENT[self.plan.augment]
-        two_views = method.views == 2 or self.plan.consistency > 0
+        kind_of_second = method.second_view or ("strong" if self.plan.consistency > 0 else "")
         step = 0
         for _ in range(self.plan.local_epochs):
             order = torch.randperm(len(self), generator=generator).numpy()
             for rows in split_batches(order, self.plan.batch_size):
                 pixels = model.pixels.batch(self._images, self._rows[rows])
                 first = self._augmenter.view(pixels, generator, strength=strength)
-                strong = NO_VIEW
-                if two_views:
-                    strong = self._augmenter.view(pixels, generator, strength=STRONG)
+                second = NO_VIEW
+                if kind_of_second:
+                    second = self._augmenter.view(pixels, other, strength=AUGMENT[kind_of_second])
                 place = torch.from_numpy(rows).to(model.device, non_blocking=True)
                 target, weight = (table[place] for table in tables)
-                yield Batch(first, strong, rows, target, weight, step)
+                yield Batch(first, second, rows, target, weight, step)
                 step += 1
 
     def _weight(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from src.aggregator_options import RANKING, parameter_help, resolve_parameters
 from src.attacks import ATTACKS
 from src.methods import method_class, method_names
 from src.methods.base import parse_params
-from src.models import MODELS
+from src.models import MODELS, OPTIMIZERS
 from src.plan import Plan
 from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
@@ -94,6 +94,7 @@ class Config:
         parse=_share_or_count,
     )
     missing_type: str = option("classes", "what is hidden", choices=lambda: tuple(MISSING_TYPES))
+    assume_negative: bool = option(False, "missing cells of training images count as negative")
     clients: int = option(4, "number of sites K", low=1, high=100_000)
     split: str = option("iid", "how images are dealt to sites", choices=_names(*SPLITS, "file"))
     split_file: str | None = option(
@@ -126,12 +127,22 @@ class Config:
     )
     local_epochs: int = option(3, "epochs at a site in a round", low=1, high=1000)
     batch_size: int = option(32, "images a step", low=1, high=100_000)
-    lr: float = option(1e-3, "learning rate of AdamW", low=1e-8, high=10)
-    weight_decay: float = option(1e-4, "its weight decay", low=0, high=10)
+    lr: float = option(1e-3, "learning rate at the sites", low=1e-8, high=10)
+    lr_schedule: str = option(
+        "constant", "its course over the rounds", choices=_names("constant", "cosine")
+    )
+    optimizer: str = option("adamw", "optimiser at the sites", choices=_names(*OPTIMIZERS))
+    momentum: float = option(0.9, "momentum of sgd", low=0, high=0.9999)
+    weight_decay: float = option(1e-4, "weight decay of the optimiser", low=0, high=10)
     loss: str = option("bce", "supervised loss of any method", choices=lambda: tuple(LOSSES))
     loss_param: dict[str, Any] = option({}, "a parameter of the loss; may be repeated")
     class_weights: str = option(
         "none", "balance positives and negatives of a class", choices=_names(*CLASS_WEIGHTS)
+    )
+    head_bias: str = option(
+        "random",
+        "where the head's biases start: random, or each at its class's shared log odds",
+        choices=_names("random", "prior"),
     )
     consistency: float = option(0.0, "largest weight of two-view consistency", low=0, high=100)
     augment: str = option("weak", "strength of the first view", choices=_names(*AUGMENT))

@@ -14,6 +14,7 @@ from utils_.labels import Oracle
 from utils_.metrics import Metrics, annotated_missing_means, multilabel_metrics
 from utils_.runlog import label_picture
 from utils_.scenario import Scenario
+from utils_.thresholds import best_thresholds, tuned_metrics
 
 SHOWN_IMAGES = 6
 
@@ -27,7 +28,8 @@ class Evaluator:
     """Holds the Oracle and the images of the validation and test parts.
 
     Attributes:
-        annotated: (K, C) bool, which site annotates which class.
+        annotated: (K, C) bool, which site annotates which class; a negative that is only assumed
+            annotates none.
         predict_rows: as :class:`src.models.Predictor`; a runner may take its place.
     """
 
@@ -43,9 +45,8 @@ class Evaluator:
         self._rows = {part: np.flatnonzero(scenario.part == part) for part in (VAL, TEST)}
         clients = range(int(scenario.client.max()) + 1)
         self._client_rows = [scenario.rows(k) for k in clients]
-        self.annotated = np.stack(
-            [scenario.annotated[rows].any(axis=0) for rows in self._client_rows]
-        )
+        looked_at = scenario.annotated & ~scenario.assumed
+        self.annotated = np.stack([looked_at[rows].any(axis=0) for rows in self._client_rows])
 
     def has(self, part: int) -> bool:
         """Whether the part has any image."""
@@ -62,19 +63,35 @@ class Evaluator:
         return np.concatenate(found), np.tile(truth, (len(found), 1))
 
     def score(self, vector: Tensor, part: int) -> Metrics:
-        """Metrics of one vector, or the mean over the sites' own, (K, P).
+        """Metrics of one vector on one part; see :meth:`score_parts`."""
+        return self.score_parts(vector, [part])[part]
 
-        Annotated and missing classes also apart; those of a site's own vector are its own.
+    def score_parts(self, vector: Tensor, parts: Sequence[int]) -> dict[int, Metrics]:
+        """Metrics of one vector on each part, or the mean over the sites' own, (K, P).
+
+        Annotated and missing classes also apart; those of a site's own vector are its own. A
+        validation part is predicted, once: each vector's thresholds are chosen on it.
         """
         if vector.ndim == 1:
-            return self._score_one(vector, part, self.annotated)
+            return self._score_one(vector, parts, self.annotated)
         sites = zip(vector, self.annotated, strict=True)
-        return mean_metrics([self._score_one(own, part, row[None]) for own, row in sites])
+        each = [self._score_one(own, parts, row[None]) for own, row in sites]
+        return {part: mean_metrics([metrics[part] for metrics in each]) for part in parts}
 
-    def _score_one(self, vector: Tensor, part: int, annotated: np.ndarray) -> Metrics:
-        metrics = multilabel_metrics(*self.predict(vector, part))
-        apart = annotated_missing_means(metrics.per_class["ap"], annotated)
-        return Metrics({**metrics.overall, **apart}, metrics.per_class)
+    def _score_one(
+        self, vector: Tensor, parts: Sequence[int], annotated: np.ndarray
+    ) -> dict[int, Metrics]:
+        tuning = [VAL] if self.has(VAL) else []
+        predicted = {part: self.predict(vector, part) for part in dict.fromkeys([*tuning, *parts])}
+        thresholds = best_thresholds(*predicted[VAL]) if tuning else None
+        scores = {}
+        for part in parts:
+            metrics = multilabel_metrics(*predicted[part])
+            overall = metrics.overall | annotated_missing_means(metrics.per_class["ap"], annotated)
+            if thresholds is not None:
+                overall |= tuned_metrics(*predicted[part], thresholds=thresholds)
+            scores[part] = Metrics(overall, metrics.per_class)
+        return scores
 
     def label_diagnostics(
         self, clients: Sequence[Client]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from utils_.errors import UserError, nearest
 from utils_.pixels import Pixels
 from utils_.rng import derive_seed
 
+if TYPE_CHECKING:
+    from src.plan import Plan
+
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0")
 MODELS = ("small", *TORCHVISION)
+OPTIMIZERS = ("adamw", "sgd")
 PREDICT_BATCH = 256
 
 
@@ -117,6 +121,26 @@ class FlatAdamW:
         """Move the parameters by their gradient."""
         parameters, gradients, means, squares, largest, steps = self._state
         adamw(parameters, gradients, means, squares, largest, steps, **self._options)
+
+
+class FlatSGD:
+    """Stochastic gradient descent with momentum on one tensor, as ``torch.optim.SGD``."""
+
+    def __init__(
+        self, parameters: Tensor, *, lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        if parameters.grad is None:
+            raise ValueError("the parameters need room for their gradient")
+        self._parameters, self._gradient = parameters, parameters.grad
+        self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
+        self._velocity = torch.zeros_like(parameters)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the parameters by their gradient."""
+        self._velocity.mul_(self._momentum).add_(self._gradient)
+        self._velocity.add_(self._parameters, alpha=self._weight_decay)
+        self._parameters.sub_(self._velocity, alpha=self._lr)
 
 
 class FlatModel:
@@ -237,9 +261,23 @@ class FlatModel:
         features, probability = (torch.cat(table) for table in zip(*parts, strict=True))
         return features.cpu().numpy(), probability.cpu().numpy()
 
-    def optimizer(self, *, lr: float, weight_decay: float) -> FlatAdamW:
-        """A fresh AdamW over the flat parameters: one fused kernel a step."""
-        return FlatAdamW(self.parameters, lr=lr, weight_decay=weight_decay)
+    def forward_aside(self, images: Tensor) -> Tensor:
+        """Logits of another view; its BatchNorm statistics are used for it and not kept.
+
+        So the running statistics stay those of the first view, the nearest to the plain images of
+        an evaluation.
+        """
+        kept = self.buffers.clone()
+        logits = self.forward(images)
+        self.buffers.copy_(kept)
+        return logits
+
+    def optimizer(self, plan: Plan, round: int) -> FlatAdamW | FlatSGD:
+        """The plan's optimiser over the flat parameters, fresh, at the round's learning rate."""
+        lr, weight_decay = plan.lr_at(round), plan.weight_decay
+        if plan.optimizer == "adamw":
+            return FlatAdamW(self.parameters, lr=lr, weight_decay=weight_decay)
+        return FlatSGD(self.parameters, lr=lr, momentum=plan.momentum, weight_decay=weight_decay)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ class Plan:
     local_epochs: int
     batch_size: int
     lr: float
+    lr_schedule: str
+    optimizer: str
+    momentum: float
     weight_decay: float
     fraction: float
     aggregator: str
@@ -34,6 +38,7 @@ class Plan:
     loss: str
     loss_param: dict[str, Any]
     class_weights: str
+    head_bias: str
     consistency: float
     augment: str
     freeze_rounds: int
@@ -43,6 +48,12 @@ class Plan:
         """At least one; the small term is for shares such as 0.29, whose product is 28.99..."""
         return max(1, int(self.fraction * self.clients + 1e-9))
 
+    def lr_at(self, round: int) -> float:
+        """Learning rate of a round: constant, or half a cosine from ``lr`` towards 0."""
+        if self.lr_schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * round / self.rounds)) / 2
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -50,8 +61,8 @@ class Batch:
 
     Attributes:
         images: (B, 3, H, W) float32, normalised, augmented as ``--augment`` says (weakly).
-        strong: a second, strongly augmented view of the same images; empty unless the method's
-            ``views`` is 2 or ``--consistency`` is positive.
+        second: another view of the same images, as the method's ``second_view`` says, or a strong
+            one where only ``--consistency`` asks for it; empty where nobody does.
         rows: (B,) int64 positions in the client's own arrays (CPU).
         target: (B, C) float32 in [0, 1]; 0 where weight is 0.
         weight: (B, C) float32, the label's weight in [0, 1] times the image's, see
@@ -60,7 +71,7 @@ class Batch:
     """
 
     images: Tensor
-    strong: Tensor
+    second: Tensor
     rows: np.ndarray
     target: Tensor
     weight: Tensor

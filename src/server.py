@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from src.aggregation import Frame, Layout, fault
 from src.messages import CLASS_COUNTS, NO_MODEL, Arrays, Broadcast, Report, message_bytes
 from src.outliers import OUTLYING, UpdateWatch, credit, severity
+from utils_.priors import log_prior_odds
 
 if TYPE_CHECKING:
     from src.methods.base import Method
@@ -50,12 +52,18 @@ class Server:
         self._introduced = 0  # bytes received before the first round, counted with it
 
     def meet(self, introductions: Iterable[Report]) -> None:
-        """Before the first round: keep the sum of the class counts that the sites tell."""
+        """Before the first round: keep the sum of the class counts that the sites tell.
+
+        With ``--head-bias prior`` the biases of the head start at the log odds of these counts.
+        """
         for report in introductions:
             self._introduced += message_bytes(report)
             if CLASS_COUNTS in report.extras:
                 total = self.memory.get(CLASS_COUNTS, 0)
                 self.memory[CLASS_COUNTS] = total + report.extras[CLASS_COUNTS]
+        if self.method.plan.head_bias == "prior":
+            odds = log_prior_odds(*self.memory[CLASS_COUNTS])
+            self.model[self.layout.bias] = torch.from_numpy(odds).to(self.model)
 
     def select(self) -> list[int]:
         """Clients of this round, ascending."""
@@ -63,14 +71,17 @@ class Server:
 
     def broadcast(self) -> Broadcast:
         """What every selected client receives."""
-        shared = {n: self.memory[n] for n in (CLASS_COUNTS,) if n in self.memory}
+        shared: Arrays = {}
+        if self.method.plan.class_weights != "none":
+            shared[CLASS_COUNTS] = self.memory[CLASS_COUNTS]
         return Broadcast(self.round, self.model, shared | self.method.extras(self))
 
     @property
     def frame(self) -> Frame:
         """What an aggregation rule may know beside the reports."""
-        parameters = self.method.plan.aggregator_param
-        return Frame(self.model, self.layout, parameters, self.method.report_needs)
+        method = self.method
+        parameters, needs = method.plan.aggregator_param, method.report_needs
+        return Frame(self.model, self.layout, parameters, needs, method.reported)
 
     def finish_round(self, reports: Iterable[Report]) -> list[Report]:
         """Fold the reports into the next model, one at a time; return them without their models.

@@ -162,16 +162,15 @@ class Simulation:
         return row
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        row: dict[str, float] = {}
         scored = self.scored
-        if self.evaluator.has(VAL):
-            overall = self.evaluator.score(scored, VAL).overall
-            row |= {f"val_{name}": value for name, value in overall.items()}
+        prefixes = {VAL: "val"} if self.evaluator.has(VAL) else {}
+        if self._test_due(round):
+            prefixes[TEST] = "test"
+        row: dict[str, float] = {}
+        for part, metrics in self.evaluator.score_parts(scored, list(prefixes)).items():
+            row |= {f"{prefixes[part]}_{name}": n for name, n in metrics.overall.items()}
         if self._is_best(row.get("val_mAP", np.nan)):
             self.best = scored
-        if self._test_due(round):
-            overall = self.evaluator.score(scored, TEST).overall
-            row |= {f"test_{name}": value for name, value in overall.items()}
         return row
 
     def _is_best(self, score: float) -> bool:

@@ -360,14 +360,11 @@ def build_loss(name: str, given: dict[str, Any]) -> Loss:
 
 
 def two_view_consistency(model: FlatModel, batch: Batch) -> Tensor:
-    """Cross-entropy of the strong view to the first view's prediction, over all cells.
+    """Cross-entropy of the second view to the first view's prediction, over all cells.
 
-    The prediction passes no gradient. BatchNorm's running statistics stay those of the first
-    view, the nearest to the plain images of an evaluation.
+    The prediction passes no gradient.
     """
-    buffers = model.buffers.clone()
     with torch.no_grad():
-        prediction = model.forward(batch.images).sigmoid()
-    strong = model.forward(batch.strong)
-    model.buffers.copy_(buffers)
-    return losses.masked_bce(strong, prediction, torch.ones_like(prediction))
+        prediction = model.forward_aside(batch.images).sigmoid()
+    second = model.forward_aside(batch.second)
+    return losses.masked_bce(second, prediction, torch.ones_like(prediction))

@@ -57,9 +57,9 @@ PARAMS: dict[str, dict[str, Any]] = {
     "cbafed": {"low": 0.5, "high": 0.52, "residual_every": 1},
     "rscfed": {"groups": 4, "ema": 0.8},
     "rofl": {"drop_rounds": 1},
-    "fednoro": {"min_cells": 1, "min_gap": 0},
-    "fedelc": {"min_cells": 1, "min_gap": 0},
-    "fedcorr": {"neighbours": 3, "confidence": 0.52, "relabel": 1.0, "clean": 0.0}
+    "fednoro": {"min_cells": 1, "alpha": 1},
+    "fedelc": {"min_cells": 1, "alpha": 1},
+    "fedcorr": {"neighbours": 3, "confidence": 0.52, "relabel": 1.0, "clean": 0.0, "alpha": 1}
     | {"preprocessing": 0.34, "finetuning": 0.34},
 }
 VARIANTS = ("fednml:published",)  # methods whose parameters switch to other code

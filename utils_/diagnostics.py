@@ -28,6 +28,7 @@ RATIOS = {
     "pseudo_precision": ("pseudo_hits", "pseudo_claimed"),
     "pseudo_recall": ("pseudo_hits", "pseudo_positives"),
 }
+COUNTING = {"noise_auroc_counting": ("counting_pairs_won", "counting_pairs")}
 REPORTED_COUNTS = ("flagged_images", "corrected_cells", "flipped_cells", "pseudo_cells")
 
 
@@ -54,8 +55,8 @@ def label_counts(
 ) -> dict[str, float]:
     """Count what a client's labels get right and wrong.
 
-    - An image is noisy where any annotated cell differs from the truth. Images without an annotated
-      cell of known truth are not judged.
+    - An image is noisy where any annotated cell differs from the truth, an assumed negative
+      included. Images without an annotated cell of known truth are not judged.
     - A target counts as present from 0.5 on.
     - Of targets only the cells of weight above 0 count, since training does not see the others.
 
@@ -84,9 +85,15 @@ def label_counts(
     counts |= _target_counts(labels, true)
     if flagged is not None:
         counts |= _flag_counts(np.asarray(flagged, dtype=bool) & judged, noisy)
+    given = judged_cells & (labels.observed == 1)
     if noise_score is not None:
-        scored = judged & ~np.isnan(noise_score)
-        counts |= _score_counts(np.asarray(noise_score)[scored], noisy[scored])
+        score = np.asarray(noise_score)
+        opinion = ~np.isnan(score)
+        counts |= _pairs("noise", score[judged & opinion], noisy[judged & opinion])
+        counts |= _class_pairs(score, given & opinion[:, None], noisy_cells)
+        judged = judged & opinion if opinion.any() else judged
+    annotated_positives = np.sum(labels.annotated & (labels.observed == 1), axis=1)
+    counts |= _pairs("counting", annotated_positives[judged], noisy[judged])
     return {name: float(count) for name, count in counts.items()}
 
 
@@ -100,6 +107,12 @@ def pool(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     noise_auroc                    share of pairs (noisy, clean) ranked right by the noise score;
                                    pooled: pairs within a client only, because the scores of
                                    different clients need not share a scale
+    noise_auroc_counting           the same for the number of annotated positives as the score, of
+                                   the clients (and their images) that noise_auroc judges; of all
+                                   where no client has a score
+    noise_auroc_within_class       mean over classes of the share of pairs (wrong, right positive)
+                                   of the class that the noise score of their images ranks right;
+                                   pairs within a client
     noise_before, noise_remaining  share of wrong cells among the annotated: as observed, and in
                                    the targets that training uses now
     correction_precision           share of the corrected cells whose target equals the truth
@@ -110,15 +123,33 @@ def pool(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     ..._cells, flagged_images      counts
     ============================== ==============================================================
     """
+    counts = list(counts)
+    total = _sum(counts)
+    figures = _ratios(total, RATIOS)
+    figures |= _ratios(
+        _sum([part for part in counts if part.get("noise_pairs")] or counts), COUNTING
+    )
+    classes = [name for name in total if name.startswith("class_pairs/")]
+    within = _ratios(total, {name: (name.replace("pairs", "pairs_won"), name) for name in classes})
+    if within:
+        figures["noise_auroc_within_class"] = float(np.mean(list(within.values())))
+    return figures | {name: float(total[name]) for name in REPORTED_COUNTS if name in total}
+
+
+def _sum(counts: Iterable[Mapping[str, float]]) -> Counter[str]:
     total: Counter[str] = Counter()
     for part in counts:
         total.update(part)
-    figures = {
+    return total
+
+
+def _ratios(total: Mapping[str, float], ratios: Mapping[str, tuple[str, str]]) -> dict[str, float]:
+    """The figures whose count below the line is not 0."""
+    return {
         name: total[above] / total[below]
-        for name, (above, below) in RATIOS.items()
+        for name, (above, below) in ratios.items()
         if total[below] > 0
     }
-    return figures | {name: float(total[name]) for name in REPORTED_COUNTS if name in total}
 
 
 def _target_counts(labels: LabelState, true: np.ndarray) -> dict[str, int]:
@@ -160,15 +191,24 @@ def _flag_counts(flagged: np.ndarray, noisy: np.ndarray) -> dict[str, int]:
     }
 
 
-def _score_counts(score: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
+def _pairs(name: str, score: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
     """Pairs (noisy, clean) and how many the score ranks right, ties half (Mann-Whitney U)."""
     clean = np.sort(score[~noisy])
     below = np.searchsorted(clean, score[noisy], side="left")
     up_to = np.searchsorted(clean, score[noisy], side="right")
     return {
-        "noise_pairs": int(noisy.sum()) * len(clean),
-        "noise_pairs_won": float((below + up_to).sum()) / 2,
+        f"{name}_pairs": int(noisy.sum()) * len(clean),
+        f"{name}_pairs_won": float((below + up_to).sum()) / 2,
     }
+
+
+def _class_pairs(score: np.ndarray, given: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
+    """Pairs (wrong, right) among the given positives of each class, by the score of the image."""
+    counts: dict[str, float] = {}
+    for c in range(given.shape[1]):
+        pairs = _pairs("class", score[given[:, c]], noisy[given[:, c], c])
+        counts |= {f"{name}/{c}": count for name, count in pairs.items()}
+    return counts
 
 
 def _check_shapes(shape: tuple[int, ...], **arrays: np.ndarray | None) -> None:

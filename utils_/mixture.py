@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from utils_.rng import derive
+
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
+
+REPLICATES = 99  # of alike numbers, for a test
 
 
 def fit_two(values: np.ndarray, *, seed: int, **options: Any) -> tuple[GaussianMixture, np.ndarray]:
@@ -163,3 +167,67 @@ def _upper_posterior(scaled: np.ndarray, seed: int) -> np.ndarray:
     upper = posterior[:, int(np.argmax(mixture.means_.ravel()))]
     upper = np.where(scaled[:, 0] >= high, 1, upper)
     return np.where(scaled[:, 0] <= low, 0, upper)
+
+
+def apart(values: np.ndarray, errors: np.ndarray, *, seed: int, alpha: float) -> np.ndarray:
+    """Who is in the :func:`upper_group`, nobody where alike numbers are split as widely by chance.
+
+    Numbers with one mean and the given errors are drawn 99 times and split in the same way. The
+    groups are told apart if the means of no more than a share of ``alpha``, the numbers themselves
+    counted, lie as far apart.
+
+    Args:
+        values: (n,), not finite where unknown.
+        errors: (n,) standard errors, of the same scale; read where values are known.
+        seed: of the mixtures and of the draws.
+        alpha: chance of a split of alike numbers; 1 splits always, 0 never.
+
+    Returns:
+        (n,) bool.
+    """
+    upper, gap = _two_groups(values, seed)
+    known = np.isfinite(values)
+    if alpha >= 1:
+        return upper
+    if alpha <= 0:
+        return np.zeros_like(upper)
+    draw = derive(seed, "alike")
+    chance, wide = draw.normal(0, errors[known], (REPLICATES, int(known.sum()))), 1
+    for row in chance:
+        wide += int(_two_groups(row, seed)[1] >= gap)
+        if wide > alpha * (REPLICATES + 1) + 1e-9:  # decided: a fit costs more than all else here
+            return np.zeros_like(upper)
+    return upper
+
+
+def _two_groups(values: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+    """The upper group, and how far its mean lies above that of the other known numbers."""
+    upper = upper_group(values, seed=seed) > 0.5
+    lower = np.isfinite(values) & ~upper
+    if not upper.any() or not lower.any():
+        return np.zeros_like(upper), 0.0
+    return upper, float(values[upper].mean() - values[lower].mean())
+
+
+def mean_and_error(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over iterations and their standard errors, by what each tells and by what is left.
+
+    An error told comes from the images. They are the same in all iterations, so it does not shrink.
+    The rest, of a training, is what sites and iterations do not account for, pooled over all sites.
+
+    Args:
+        scores: (iterations, K, 2) means and errors, NaN if unknown.
+
+    Returns:
+        Two (K,) arrays; NaN for a site never known.
+    """
+    known = np.isfinite(scores[..., 0])
+    lid, error = np.where(known, scores[..., 0], 0), np.where(known, scores[..., 1], 0)
+    count = known.sum(axis=0)
+    mean = np.where(count > 0, lid.sum(axis=0), np.nan) / np.maximum(count, 1)
+    rest = np.where(known, lid - mean, 0)
+    rest -= np.where(known, (rest.sum(axis=1) / np.maximum(known.sum(axis=1), 1))[:, None], 0)
+    free = max(int(known.sum()) - int((count > 0).sum()) - int(known.any(axis=1).sum()) + 1, 0)
+    training = (rest**2).sum() / max(free, 1)
+    images = (error**2).sum(axis=0) / np.maximum(count, 1)
+    return mean, np.sqrt(images + training / np.maximum(count, 1))

@@ -11,9 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils_.arrays import Expected
 from utils_.mixture import fit_two
 
 NOT_HEARD, CLEAN, NOISY = -1, 0, 1
+REPLICATES = 99  # of a site's images, drawn with replacement
+TOLD = {  # what a site reports, once
+    "losses": Expected((2, "classes"), unknown=True, optional=True),
+    "evidence": Expected((2 + REPLICATES, 2, "classes"), optional=True),
+}
 
 
 def class_losses(probability: np.ndarray, observed: np.ndarray, *, min_cells: int) -> np.ndarray:
@@ -37,7 +43,48 @@ def class_losses(probability: np.ndarray, observed: np.ndarray, *, min_cells: in
     return table
 
 
-# ---- the vote
+def tell(
+    probability: np.ndarray, observed: np.ndarray, *, min_cells: int, draw: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """What a site reports for :func:`hear`: its losses, and what tells how sure they are.
+
+    Args:
+        probability, observed, min_cells: see :func:`class_losses`.
+        draw: of the bootstrap.
+
+    Returns:
+        ``losses``, (2, C), and ``evidence``, (2 + REPLICATES, 2, C) float32: the number of labels;
+        the mean loss if all annotated cells had the label, wherefore a mean of labels at random
+        comes to it; and the deviations of the losses' means when images are drawn anew.
+    """
+    losses = class_losses(probability, observed, min_cells=min_cells)
+    annotated = ~np.isnan(observed)
+    alike = [np.where(annotated, value, np.nan) for value in (0, 1)]
+    blind = [class_losses(probability, a, min_cells=1)[value] for value, a in enumerate(alike)]
+    count = np.stack([(observed == value).sum(axis=0) for value in (0, 1)])
+    deviation = _deviations(probability, observed, draw)
+    evidence = np.concatenate([[count, np.nan_to_num(np.stack(blind))], deviation])
+    return {"losses": losses, "evidence": evidence.astype(np.float32)}
+
+
+def _deviations(p: np.ndarray, observed: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """(REPLICATES, 2, C); 0 where a replicate has no such label. Few labels vary too little."""
+    p = p.clip(1e-7, 1 - 1e-7).astype(np.float64)
+    cells = np.stack([observed == 0, observed == 1], axis=1)
+    loss = np.where(cells, np.stack([-np.log1p(-p), -np.log(p)], axis=1), 0)
+    count = cells.sum(axis=0)
+    loss -= np.where(cells, loss.sum(axis=0) / np.maximum(count, 1), 0)
+    n, classes = p.shape
+    both = np.concatenate([loss, cells], axis=1).reshape(n, 4 * classes)
+    drawn = (draw.integers(max(n, 1), size=n) for _ in range(REPLICATES))
+    sums = np.array([np.bincount(rows, minlength=n) @ both for rows in drawn])
+    sums = sums.reshape(REPLICATES, 4, classes)
+    scale = np.sqrt(count / np.maximum(count - 1, 1))
+    deviation: np.ndarray = scale * sums[:, :2] / np.maximum(sums[:, 2:], 1)
+    return deviation
+
+
+# ---- the verdict
 
 
 def hear(
@@ -46,35 +93,119 @@ def hear(
     *,
     clients: int,
     seeds: Sequence[int],
-    min_gap: float,
+    alpha: float,
     fill_minimum: bool = False,
 ) -> None:
-    """Take the losses that sites told and vote anew among all that have been heard.
+    """Take what sites told and judge anew among all that have been heard.
 
-    Two entries of ``memory`` are kept; where no loss was told, both are left alone:
+    Three entries of ``memory`` are kept; where nothing was told, all are left alone:
 
-    - ``losses``, (K, F) float32, NaN where nothing was told;
+    - ``losses`` and ``evidence``, (K, ...) float32, of :func:`tell`, NaN where nothing was told;
     - ``noisy``, (K,) int8 of NOT_HEARD, CLEAN and NOISY.
 
     Args:
         memory: the server's.
-        reports: those of a round, each with the number ``client`` and ``extras["losses"]``.
+        reports: those of a round, each with the number ``client`` of a site and its ``extras``;
+            those without what :func:`tell` makes are left out.
         clients: K.
-        seeds, min_gap: see :func:`vote_noisy`.
-        fill_minimum: see :func:`normalised`.
+        seeds: see :func:`vote_noisy`.
+        alpha: see :func:`told_apart`; from 1 on the vote of mixtures, as released.
+        fill_minimum: see :func:`normalised`; for the vote.
     """
-    told = {report.client: report.extras["losses"].ravel() for report in reports}
+    found = memory.get("noisy", np.full(clients, NOT_HEARD, np.int8)).copy()
+    told = [report for report in reports if report.extras.keys() >= TOLD.keys()]
+    for report in told:
+        found[report.client] = CLEAN
+        for name in TOLD:
+            array = report.extras[name]
+            table = np.full((clients, *array.shape), np.nan, np.float32)
+            memory.setdefault(name, table)[report.client] = array
     if not told:
         return
-    features = len(next(iter(told.values())))
-    table = memory.setdefault("losses", np.full((clients, features), np.nan, np.float32))
-    found = memory.get("noisy", np.full(clients, NOT_HEARD, np.int8)).copy()
-    for client, losses in told.items():
-        table[client], found[client] = losses, CLEAN
     heard = found != NOT_HEARD
-    rows = normalised(table[heard], fill_minimum=fill_minimum)
-    found[heard] = vote_noisy(rows, seeds=seeds, min_gap=min_gap)
+    losses = memory["losses"][heard].reshape(heard.sum(), -1)
+    if alpha >= 1:
+        found[heard] = vote_noisy(normalised(losses, fill_minimum=fill_minimum), seeds=seeds)
+    else:
+        evidence = memory["evidence"][heard].reshape(heard.sum(), -1, losses.shape[1])
+        found[heard] = told_apart(losses, evidence, alpha=alpha)
     memory["noisy"] = found
+
+
+def told_apart(losses: np.ndarray, evidence: np.ndarray, *, alpha: float) -> np.ndarray:
+    """Tell the noisy sites by a test: alike sites are accused with probability ``alpha``.
+
+    The sites are cut in two by their :func:`surplus`. The upper part is noisy if few replicates of
+    alike sites are cut as clearly: no more than a share of ``alpha``, the sites themselves counted.
+
+    Args:
+        losses: (K, F), NaN where untold.
+        evidence: (K, 2 + M, F) of :func:`tell`.
+        alpha: 0 accuses nobody; below 1 / (M + 1) it does the same.
+
+    Returns:
+        (K,) bool.
+    """
+    rate, information = surplus(losses, evidence)
+    known, noisy = information > 0, np.zeros(len(losses), bool)
+    if known.sum() < 2:
+        return noisy
+    upper, gap = best_cut(rate[:, known], information[known])
+    if (gap >= gap[0]).mean() <= alpha:
+        noisy[known] = upper[0]
+    return noisy
+
+
+def surplus(losses: np.ndarray, evidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of labels that are as if drawn at random, beyond that of the other sites.
+
+    With m the pooled mean of a column and e what it lacks to labels drawn at random, the losses are
+    taken as m + r e with an error whose variance is that of the bootstrap, by number of labels. The
+    rates r of the sites are the weighted least squares of that, without a mean.
+
+    Args:
+        losses, evidence: see :func:`told_apart`.
+
+    Returns:
+        (1 + M, K) rates, the sites' own and those of replicates in which all are alike; (K,)
+        information on each.
+    """
+    count = np.where(np.isnan(losses), 0, evidence[:, 0]).astype(np.float64)
+    total = np.maximum(count.sum(axis=0), 1)
+    tables = np.concatenate([np.nan_to_num(losses)[None], evidence[:, 2:].swapaxes(0, 1)])
+    apart = tables - ((count * tables).sum(axis=1) / total)[:, None]
+    own = (count * np.nan_to_num(losses)).sum(axis=0) / total
+    lacking = np.maximum((count * evidence[:, 1]).sum(axis=0) / total - own, 0)
+    variance = (count**2 * tables[1:].var(axis=0)).sum(axis=0) / total
+    used = (variance > 0) & ((count > 0).sum(axis=0) > 1)
+    filtered = np.where(used, lacking / np.where(used, variance, 1), 0)
+    informed = count * filtered * lacking
+    among = np.diag(informed.sum(axis=1)) - (informed / total) @ count.T
+    rates = (count * filtered * apart).sum(axis=2) @ np.linalg.pinv(among, hermitian=True)
+    return rates, np.diag(among)
+
+
+def best_cut(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut each row of numbers where the weighted squares between the two parts are largest.
+
+    Args:
+        values: (R, K), K at least 2.
+        weight: (K,) above 0.
+
+    Returns:
+        (R, K) bool, the upper parts; (R,) those squares.
+    """
+    order = np.argsort(values, axis=1, kind="stable")
+    ranked, weights = np.take_along_axis(values, order, axis=1), weight[order]
+    below, sums = weights.cumsum(axis=1), (weights * ranked).cumsum(axis=1)
+    rest = below[:, -1:] - below[:, :-1]
+    gap = (sums[:, -1:] - sums[:, :-1]) / rest - sums[:, :-1] / below[:, :-1]
+    squares = gap**2 * below[:, :-1] * rest / below[:, -1:]
+    cut = squares.argmax(axis=1)
+    return order.argsort(axis=1) > cut[:, None], squares.max(axis=1)
+
+
+# ---- the published vote
 
 
 def normalised(losses: np.ndarray, *, fill_minimum: bool) -> np.ndarray:
@@ -96,17 +227,16 @@ def normalised(losses: np.ndarray, *, fill_minimum: bool) -> np.ndarray:
     return np.where(known, scaled, 0 if fill_minimum else own[:, None])
 
 
-def vote_noisy(table: np.ndarray, *, seeds: Sequence[int], min_gap: float) -> np.ndarray:
+def vote_noisy(table: np.ndarray, *, seeds: Sequence[int]) -> np.ndarray:
     """Tell the noisy sites by vote: each mixture names the group of larger losses.
 
     A mixture of two Gaussians is fitted for each seed. The set that most of them name wins, of sets
-    named equally often the first. Nobody is noisy where fewer than two rows differ, or where the
-    mean losses of the two groups lie no more than ``min_gap`` apart.
+    named equally often the first. Nobody is noisy where fewer than two rows differ. Alike sites
+    are split as well.
 
     Args:
         table: (K, F) in [0, 1], see :func:`normalised`.
         seeds: of the mixtures.
-        min_gap: the difference of the groups' mean losses must be above it.
 
     Returns:
         (K,) bool.
@@ -117,9 +247,7 @@ def vote_noisy(table: np.ndarray, *, seeds: Sequence[int], min_gap: float) -> np
     ballots = [_group_of_larger_losses(table, seed) for seed in seeds]
     (winner, _), *_ = Counter(tuple(b.tolist()) for b in ballots).most_common()
     noisy = np.array(winner, bool)
-    if noisy.all() or not noisy.any():
-        return nobody
-    return noisy if table[noisy].mean() - table[~noisy].mean() > min_gap else nobody
+    return nobody if noisy.all() else noisy
 
 
 def _group_of_larger_losses(table: np.ndarray, seed: int) -> np.ndarray:

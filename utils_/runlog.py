@@ -30,7 +30,7 @@ OVERVIEW = {
     "macro F1": ["val/macro_f1$", "test/macro_f1$"],
     "annotated and missing classes (mAP)": ["(val|test)/mAP_(annotated|missing)$"],
     "training loss": ["train/loss$"],
-    "noise detection": ["labels/noise_(precision|recall|f1|auroc)$"],
+    "noise detection": ["labels/noise_(precision|recall|f1|auroc(_counting|_within_class)?)$"],
     "wrong labels": ["labels/noise_(before|remaining)$"],
     "pseudo-labels": ["labels/pseudo_(accuracy|precision|recall)$"],
 }

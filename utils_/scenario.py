@@ -11,7 +11,7 @@ import json
 import logging
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ import numpy as np
 from utils_.datasets.base import PART_NAMES, TRAIN, ImageDataset
 from utils_.errors import UserError
 from utils_.files import atomic_path
-from utils_.missing import visible_cells
+from utils_.missing import report_one_sided, visible_cells
 from utils_.noise import add_noise, client_rates
 from utils_.splits import Deal, assign_clients, cut_parts
 from utils_.splits.file import read_split
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fednml")
 
-FORMAT = 1  # raise it when the same settings would give another scenario
+FORMAT = 2  # raise it when the same settings would give another scenario
 _UNREADABLE = (  # what reading a damaged archive was seen to raise
     OSError,
     EOFError,
@@ -41,7 +41,13 @@ _UNREADABLE = (  # what reading a damaged archive was seen to raise
     zlib.error,
 )
 Dealt = tuple[np.ndarray, np.ndarray]  # (N,) part and (N,) client, -1 outside train
-_DTYPES = {"part": np.uint8, "client": np.int32, "noisy": np.float32, "annotated": np.bool_}
+_DTYPES = {
+    "part": np.uint8,
+    "client": np.int32,
+    "noisy": np.float32,
+    "annotated": np.bool_,
+    "assumed": np.bool_,
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,11 @@ class Scenario:
         part: (N,) uint8, TRAIN, VAL or TEST.
         client: (N,) int32, the client that holds the image, -1 outside train.
         noisy: (N, C) float32, labels after noise and before hiding, NaN where the files give none;
-            the files' labels outside train.
-        annotated: (N, C) bool, cells that somebody looked at and that are not hidden.
+            the files' labels outside train; 0 where assumed.
+        annotated: (N, C) bool, cells that somebody looked at and that are not hidden, and those
+            assumed.
         key: hex digest of all that determines the scenario.
+        assumed: (N, C) bool, missing training cells that count as negative; by default none.
     """
 
     part: np.ndarray
@@ -62,14 +70,17 @@ class Scenario:
     noisy: np.ndarray
     annotated: np.ndarray
     key: str
+    assumed: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=np.bool_))
 
     def __post_init__(self) -> None:
+        if not self.assumed.ndim:
+            object.__setattr__(self, "assumed", np.zeros_like(self.annotated))
         for name in _DTYPES:
             getattr(self, name).flags.writeable = False
 
     @property
     def observed(self) -> np.ndarray:
-        """(N, C) float32, what the annotators wrote; NaN where not annotated."""
+        """(N, C) float32, what the annotators wrote or is assumed; NaN where not annotated."""
         return np.where(self.annotated, self.noisy, np.float32(np.nan))
 
     def rows(self, client: int) -> np.ndarray:
@@ -95,6 +106,7 @@ class ScenarioSettings:
         noisy_share: chance that a client is noisy, for ``bernoulli``.
         missing: a share if float, a count if int.
         missing_type: a name of ``missing.MISSING_TYPES``.
+        assume_negative: whether missing cells of training images count as negative.
         val_share: in [0, 1), cut from train where the files have no val.
         test_share: in [0, 1), cut from unassigned images where the files have no test.
         data_seed: the seed of every draw.
@@ -106,6 +118,7 @@ class ScenarioSettings:
     noise_type: str
     missing: float | int
     missing_type: str
+    assume_negative: bool
     val_share: float
     test_share: float
     data_seed: int
@@ -140,7 +153,8 @@ def build_scenario(
         scenario = _build(dataset, settings, given, key=key)
         if path is not None:
             _save(path, scenario)
-    _report_unannotated(scenario, dataset.classes)
+    train = scenario.part == TRAIN
+    report_one_sided(scenario.observed[train], dataset.classes)
     return scenario
 
 
@@ -149,23 +163,26 @@ def client_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
 
     ===================== ======================================================================
     client, images        its number, and how many images it holds
-    annotated             the classes with an annotated cell, joined by ``;``
+    annotated             the classes with an annotated cell that is not assumed, joined by ``;``
     annotated_classes     how many these are
     noise_samples         share of images with an annotated cell that differs from the file
-    noise_cells           share of annotated cells that differ (NaN without any)
+    noise_cells           share of annotated cells that differ (NaN without any); blank in the file
+                          counts nowhere
     omission              share of annotated positives written as negative (NaN without any)
     commission            share of annotated negatives written as positive (NaN without any)
     missing_cells         share of cells that are not annotated
+    assumed               share of cells that are assumed to be negative
     ===================== ======================================================================
     """
     import pandas as pd
 
-    wrong = scenario.annotated & (scenario.noisy != dataset.labels)
+    judged = scenario.annotated & ~np.isnan(dataset.labels)
+    wrong = judged & (scenario.noisy != dataset.labels)
     table = []
     for client in range(scenario.client.max() + 1):
         rows = scenario.rows(client)
-        annotated, differs = scenario.annotated[rows], wrong[rows]
-        seen, true = annotated.any(axis=0), dataset.labels[rows]
+        annotated, differs, assumed = judged[rows], wrong[rows], scenario.assumed[rows]
+        seen, true = (annotated & ~assumed).any(axis=0), dataset.labels[rows]
         table.append(
             {
                 "client": client,
@@ -176,7 +193,8 @@ def client_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
                 "noise_cells": _share(differs[annotated]),
                 "omission": _share(differs[annotated & (true == 1)]),
                 "commission": _share(differs[annotated & (true == 0)]),
-                "missing_cells": float((~annotated).mean()),
+                "missing_cells": float((~scenario.annotated[rows]).mean()),
+                "assumed": float(assumed.mean()),
             }
         )
     return pd.DataFrame(table)
@@ -222,7 +240,7 @@ def _deal(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt:
         test_share=wanted.test_share,
         data_seed=wanted.data_seed,
     )
-    deal = Deal(**{field.name: getattr(wanted, field.name) for field in fields(Deal)})
+    deal = Deal(**{f.name: getattr(wanted, f.name) for f in fields(Deal)})
     client = assign_clients(
         part, dataset.groups, dataset.labels, dataset.sites, split=wanted.split, deal=deal
     )
@@ -232,7 +250,7 @@ def _deal(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt:
 def _build(
     dataset: ImageDataset, wanted: ScenarioSettings, given: Dealt | None, *, key: str
 ) -> Scenario:
-    """Deal the images, add the noise, then hide what is missing."""
+    """Deal the images, add the noise, hide what is missing, assume what is wanted."""
     part, client = given or _deal(dataset, wanted)
     rates = client_rates(
         wanted.noise_clients,
@@ -260,7 +278,10 @@ def _build(
         data_seed=wanted.data_seed,
         labels=noisy,
     )
-    return Scenario(part, client, noisy, visible & ~np.isnan(noisy), key)
+    annotated = visible & ~np.isnan(noisy)
+    assumed = ~annotated & (wanted.assume_negative & (client >= 0))[:, None]
+    noisy = np.where(assumed, np.float32(0), noisy)
+    return Scenario(part, client, noisy, annotated | assumed, key, assumed)
 
 
 def _key(dataset: ImageDataset, wanted: ScenarioSettings, given: Dealt | None) -> str:
@@ -318,16 +339,8 @@ def _read(path: Path, key: str, *, shape: tuple[int, ...]) -> Scenario:
         arrays = {name: saved[name] for name in _DTYPES}
         if str(saved["key"]) != key:
             raise ValueError("it belongs to other settings")
-    expected = {"part": shape[:1], "client": shape[:1], "noisy": shape, "annotated": shape}
     for name, array in arrays.items():
-        if array.shape != expected[name] or array.dtype != _DTYPES[name]:
+        expected = shape[:1] if name in ("part", "client") else shape
+        if array.shape != expected or array.dtype != _DTYPES[name]:
             raise ValueError(f"{name} has shape {array.shape} and type {array.dtype}")
     return Scenario(**arrays, key=key)
-
-
-def _report_unannotated(scenario: Scenario, classes: tuple[str, ...]) -> None:
-    """Say which classes no client annotates; hiding never causes it, blanks in the files may."""
-    nowhere = ~scenario.annotated[scenario.part == TRAIN].any(axis=0)
-    if nowhere.any():
-        names = ", ".join(name for name, absent in zip(classes, nowhere, strict=True) if absent)
-        logger.warning("no client annotates %s: blank in the files where it is not hidden", names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from src.losses import ramp
 from src.messages import Arrays
 from src.plan import Batch, Plan
 from src.supervision import build_loss, two_view_consistency
+from utils_.arrays import Expected
 from utils_.params import param, parse_params
 from utils_.priors import capped_prior, class_counts, class_prior
 from utils_.rng import derive
@@ -57,9 +58,12 @@ class Method:
 
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017"
     summary: ClassVar[str] = "weighted mean of locally trained models"
-    views: ClassVar[int] = 1  # 2 asks for a second, strongly augmented view of every batch
+    second_view: ClassVar[str] = ""  # "weak" or "strong" asks for another view of every batch
     true_labels: ClassVar[bool] = False  # a bound: its sites are given true, complete labels
     exchange: ClassVar[bool] = True  # False in a bound whose sites send and receive nothing
+    # What after_local returns. A report whose arrays are otherwise is left out; of an array that is
+    # not named here, one that holds more than finite numbers.
+    reported: ClassVar[Mapping[str, Expected]] = {}
 
     @dataclass(frozen=True)
     class Params:
@@ -148,6 +152,8 @@ class SharedPriors(Method):
     Counts are of annotated cells alone, as labelled now; a site that does not take part counts
     with its latest report.
     """
+
+    reported: ClassVar = {name: Expected(("classes",)) for name in ("positives", "annotated")}
 
     def prior(self, client: Client, message: Broadcast) -> np.ndarray:
         """(C,) share of positives: own annotated cells, else the other sites', NaN if nobody's."""

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.methods.base import Arrays, SharedPriors, param
+from utils_.arrays import Expected
 from utils_.pseudo_labels import absence
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class CBAFed(SharedPriors):
 
     paper = "Li, Li and Wang, CVPR 2023"
     summary = "class-balanced thresholds for pseudo-labels, models weighted by labels in use"
+    reported: ClassVar = {**SharedPriors.reported, "used": Expected((2, "classes"))}
 
     @dataclass(frozen=True)
     class Params:

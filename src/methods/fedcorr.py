@@ -2,22 +2,25 @@
 
 Xu et al., CVPR 2022; docs/methods.md 6.1.
 
-First stage: in an iteration every site trains once and tells the mean local intrinsic
-dimensionality (LID) of its model's predictions, on all classes, and its noise, the share of its
-images in the upper group of losses (means over annotated cells). Sites in the lower group of LIDs
-over all iterations have noise 0. A noisy site trains on with a proximal term in proportion to its
-noise; where the received model is sure it relabels annotated cells of the images of largest loss.
-Second stage: sites of little noise train alone. Third: the others relabel, once, all that the
-received model is sure of; then everybody trains.
+The first stage follows ``--warmup-rounds`` of plain FedAvg, with MixUp. In an iteration every site
+trains once and tells the mean local intrinsic dimensionality (LID) of its model's predictions, and
+its noise, the share of its images in the upper group of losses. Sites in the lower group of LIDs
+have noise 0. Others have a proximal term in proportion to their noise, and relabel the images of
+largest loss, a share of ``relabel`` times the noise, where the received model is sure. Second
+stage: sites of little noise train alone. Third: the others relabel, once, all that is sure.
 
 Differences from the paper and its release:
 
 - In the paper an iteration hands the model from client to client. Here all sites train at once and
   are averaged, or it would take K rounds (``at_once=0`` does).
-- Stages are shares of the rounds, those of a client's trainings on CIFAR-100.
+- Stages are shares of the rounds after the warm-up, those of a client's trainings on CIFAR-100.
+- A mixture splits alike sites as well. All sites have noise 0 unless the two groups lie farther
+  apart than chance puts alike sites in all but ``alpha`` of cases (published: 1).
+- A loss is taken relative to its class and label at the site, or images with findings would be
+  those of large loss. The only positive of a class is therefore never doubted for it.
+- As published, images are chosen by loss first and must then pass the bar, here cell by cell.
 - The proximal norm is squared, unlike the release's, and AdamW moves all parameters: hence 0.01,
-  not 5.
-- MixUp is milder than published (1).
+  not 5. MixUp is milder than published (1), too.
 - Half is no bar for a binary cell. The confidence is that of Clothing1M, and a sure absence lies
   that far below the class's odds, or rare findings would all be deleted (``balanced=false``).
 """
@@ -26,17 +29,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from src.methods.base import Arrays, Method, param
+from utils_.arrays import Expected
 from utils_.augment import mix_up
 from utils_.labels import LabelState
-from utils_.mixture import upper_group
+from utils_.mixture import apart, mean_and_error, upper_group
 from utils_.priors import class_prior
-from utils_.pseudo_labels import agreement_and_loss, snap
+from utils_.pseudo_labels import snap
 from utils_.rng import derive, derive_seed
 
 if TYPE_CHECKING:
@@ -55,15 +59,20 @@ class FedCorr(Method):
 
     paper = "Xu et al., CVPR 2022"
     summary = "noisy sites by LID, relabelling, fine-tuning on clean sites, then all"
+    reported: ClassVar = {
+        "lid": Expected((2,), unknown=True, optional=True),
+        "noise_level": Expected((), optional=True),
+    }
 
     @dataclass(frozen=True)
     class Params:
         """Every constant of the method."""
 
-        preprocessing: float = param(0.1, "share of the rounds in the first stage", 0.001)
-        finetuning: float = param(0.45, "share of the rounds in the second stage")
+        preprocessing: float = param(0.1, "share of the refining rounds in stage 1", 0.001)
+        finetuning: float = param(0.45, "share of the refining rounds in stage 2")
         at_once: float = param(1.0, "share of the sites trained at once in the first stage", 0)
         neighbours: int = param(20, "nearest predictions that make an LID", 2, 10_000)
+        alpha: float = param(0.01, "chance of accusing alike sites; 1: split always, 0: never")
         clean: float = param(0.1, "largest noise of a site in the second stage")
         relabel: float = param(0.5, "share of the noisy images relabelled in an iteration")
         confidence: float = param(0.9, "a prediction above it is sure of a finding", 0.5)
@@ -74,19 +83,24 @@ class FedCorr(Method):
     params: Params
 
     def schedule(self) -> tuple[int, int, int]:
-        """Rounds of an iteration; the round that ends the first stage; that ends the second."""
+        """Rounds of an iteration; the round that ends the first stage; that ends the second.
+
+        The first stage starts after the warm-up; the shares are of the rounds that are left then.
+        """
         plan, share = self.plan, min(self.params.at_once, self.plan.fraction)
+        left = max(plan.rounds - plan.warmup_rounds, 0)
         visits = -(-plan.clients // max(1, int(share * plan.clients + 1e-9)))  # rounded up
-        first = visits * max(1, int(self.params.preprocessing * plan.rounds / visits + 0.5))
-        return visits, first, first + int(self.params.finetuning * plan.rounds + 0.5)
+        iterations = max(1, int(self.params.preprocessing * left / visits + 0.5))
+        first = plan.warmup_rounds + visits * iterations
+        return visits, first, first + int(self.params.finetuning * left + 0.5)
 
     def select(self, server: Server) -> list[int]:
         visits, first, second = self.schedule()
-        plan = self.plan
-        if server.round < first:
-            return take_turns(server.round, clients=plan.clients, rounds=visits, seed=plan.seed)
-        if server.round >= second:
+        plan, turn = self.plan, server.round - self.plan.warmup_rounds
+        if turn < 0 or server.round >= second:
             return super().select(server)
+        if server.round < first:
+            return take_turns(turn, clients=plan.clients, rounds=visits, seed=plan.seed)
         clean = np.flatnonzero(server.memory["noise_level"] <= self.params.clean)
         count = min(len(clean), plan.clients_per_round)
         chosen = derive(plan.seed, "select", server.round).choice(clean, count, replace=False)
@@ -122,7 +136,7 @@ class FedCorr(Method):
         return supervised + strength * (model.parameters - received).square().sum()
 
     def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
-        if message.round >= self.schedule()[1]:
+        if not self.plan.warmup_rounds <= message.round < self.schedule()[1]:
             return {}
         predicted = client.predict(model)
         seed = derive_seed(self.plan.seed, "losses", client.index)
@@ -132,11 +146,14 @@ class FedCorr(Method):
 
     def after_round(self, server: Server, reports: list[Report]) -> None:
         visits, first, _ = self.schedule()
-        if server.round < first:
-            remember_scores(server.memory, reports, clients=self.plan.clients)
-            if (server.round + 1) % visits == 0:
-                seed = derive_seed(self.plan.seed, "sites")
-                server.memory["noise_level"] = noise_levels(server.memory, seed=seed)
+        turn, turns = (r - self.plan.warmup_rounds for r in (server.round, first))
+        if not 0 <= turn < turns:
+            return
+        shape = (turns // visits, self.plan.clients, 2)
+        remember_scores(server.memory, reports, shape=shape, iteration=turn // visits)
+        if (turn + 1) % visits == 0:
+            seed, alpha = derive_seed(self.plan.seed, "sites"), self.params.alpha
+            server.memory["noise_level"] = noise_levels(server.memory, seed=seed, alpha=alpha)
 
 
 def take_turns(round: int, *, clients: int, rounds: int, seed: int) -> list[int]:
@@ -146,7 +163,6 @@ def take_turns(round: int, *, clients: int, rounds: int, seed: int) -> list[int]
         round: number of the round, from 0.
         clients: their number, at least ``rounds``.
         rounds: at least 1; the groups' sizes differ by at most one.
-        seed: that of the run.
     """
     order = derive(seed, "rotation", round // rounds).permutation(clients)
     return sorted(np.array_split(order, rounds)[round % rounds].tolist())
@@ -158,23 +174,30 @@ def take_turns(round: int, *, clients: int, rounds: int, seed: int) -> list[int]
 def doubted_images(
     predicted: np.ndarray, labels: LabelState, *, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Images told by the mean cross-entropy of their labels in use, over annotated cells.
-
-    Args:
-        predicted: (n, C) probabilities.
-        labels: those of the site.
-        seed: of the mixture.
+    """Images told by the mean of :func:`relative_losses` over their annotated cells.
 
     Returns:
         (2, n) float32, loss and posterior of the upper group, for an image without annotated cell
         NaN and 0; and the share of the others that lies in that group, 0 where there are none.
     """
-    loss = agreement_and_loss(predicted, labels.target, labels.annotated)[1]
+    cells = relative_losses(predicted, labels)
+    loss = cells.sum(axis=1) / np.maximum(labels.annotated.sum(axis=1), 1)
     known = labels.annotated.any(axis=1)
     loss = np.where(known, loss, np.nan)
     posterior = upper_group(loss, seed=seed)
     share = int((posterior > 0.5).sum()) / max(int(known.sum()), 1)
     return np.stack([loss, posterior]).astype(np.float32), share
+
+
+def relative_losses(predicted: np.ndarray, labels: LabelState) -> np.ndarray:
+    """(n, C) cross-entropy of the labels in use less its mean by class and label, else 0."""
+    p = predicted.clip(1e-7, 1 - 1e-7).astype(np.float64)
+    target = np.where(labels.annotated, labels.target, 0)
+    loss: np.ndarray = -(target * np.log(p) + (1 - target) * np.log1p(-p))
+    for cells in (labels.annotated & (target > 0.5), labels.annotated & (target <= 0.5)):
+        mean = np.where(cells, loss, 0).sum(axis=0) / np.maximum(cells.sum(axis=0), 1)
+        loss -= np.where(cells, mean, 0)
+    return np.where(labels.annotated, loss, 0)
 
 
 def largest_losses(loss: np.ndarray, share: float) -> np.ndarray:
@@ -200,8 +223,7 @@ def relabel(
         labels: those of the site.
         images: (n,) bool.
         predicted: (n, C) probabilities.
-        confidence: a prediction above it is sure of a finding, see
-            :func:`utils_.pseudo_labels.snap`.
+        confidence: a prediction above it is sure, see :func:`utils_.pseudo_labels.snap`.
         balanced: whether it is sure of an absence relative to the class's share of positives among
             the site's annotations; otherwise below 1 - ``confidence``.
     """
@@ -213,33 +235,33 @@ def relabel(
 # ---- which sites are noisy
 
 
-def remember_scores(memory: Arrays, reports: Iterable[Report], *, clients: int) -> None:
-    """Add the sites' ``lid`` to ``memory["lid"]``, (2, K) sums and counts; keep ``noise_level``."""
-    sums = memory.setdefault("lid", np.zeros((2, clients)))
-    levels = memory.setdefault("told_level", np.zeros(clients, np.float32))
+def remember_scores(
+    memory: Arrays, reports: Iterable[Report], *, shape: tuple[int, int, int], iteration: int
+) -> None:
+    """Keep ``lid``, (iterations, K, 2) means and errors, NaN if unknown, and ``told_level``."""
+    scores = memory.setdefault("lid", np.full(shape, np.nan))
+    levels = memory.setdefault("told_level", np.zeros(shape[1], np.float32))
     for report in reports:
-        if np.isfinite(report.extras["lid"]):
-            sums[:, report.client] += report.extras["lid"], 1
+        scores[iteration, report.client] = report.extras["lid"]
         levels[report.client] = report.extras["noise_level"]
 
 
-def noise_levels(memory: Arrays, *, seed: int) -> np.ndarray:
+def noise_levels(memory: Arrays, *, seed: int, alpha: float) -> np.ndarray:
     """(K,) float32: what a site told of its noise, if its mean LID lies in the upper group, else 0.
 
-    The mean over iterations divides the sites as their sum does, but for a site of which an
-    iteration is not known. One whose dimension is never defined counts as clean.
+    One whose dimension is never defined counts as clean. See :func:`utils_.mixture.apart`.
     """
-    sums, counts = memory["lid"]
-    mean = np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
-    noisy = upper_group(mean, seed=seed) > 0.5
+    noisy = apart(*mean_and_error(memory["lid"]), seed=seed, alpha=alpha)
     return np.where(noisy, memory["told_level"], 0).astype(np.float32)
 
 
-def mean_dimensionality(vectors: np.ndarray, *, neighbours: int) -> float:
-    """Mean of :func:`local_dimensionality` over the vectors for which it is defined, else NaN."""
+def mean_dimensionality(vectors: np.ndarray, *, neighbours: int) -> tuple[float, float]:
+    """Mean of :func:`local_dimensionality` where it is defined, and its standard error, or NaN."""
     values = local_dimensionality(vectors, neighbours=neighbours)
-    known = ~np.isnan(values)
-    return float(values[known].mean()) if known.any() else float("nan")
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    return float(known.mean()), float(known.std() / np.sqrt(len(known)))
 
 
 def local_dimensionality(vectors: np.ndarray, *, neighbours: int) -> np.ndarray:

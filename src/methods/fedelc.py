@@ -2,7 +2,7 @@
 
 Jiang et al., CIKM 2024; docs/methods.md 7.
 
-The first stage, the vote on who is noisy and the aggregation by distance are FedNoRo's, see
+The first stage, the verdict on who is noisy and the aggregation by distance are FedNoRo's, see
 src/methods/fednoro.py. In the second stage a noisy site keeps a logit for each annotated cell,
 which starts from the annotation. The model fits the labels that these logits say, by the mean of
 KL(p || q), and is pressed to decide by its entropy. The logits move once an epoch, by KL / C and by
@@ -17,7 +17,8 @@ Differences from the paper and its release:
 - Final predictions are those of plain images in evaluation mode.
 - The tie to the annotations acts on the labels alone and is no part of the logged loss.
 - Cells that are not annotated have no weight in any term.
-- A site that a later vote calls clean gets its annotations back.
+- Who is noisy is tested, see FedNoRo; ``alpha=1`` is the published vote.
+- A site that a later verdict calls clean gets its annotations back.
 - ``--loss`` and ``--class-weights`` apply everywhere except at noisy sites.
 """
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from src.losses import entropy, weighted_mean
 from src.methods.base import Arrays, Method, param
-from utils_.noisy_clients import NOISY, NOT_HEARD, class_losses, hear, weighed
+from utils_.noisy_clients import NOISY, NOT_HEARD, TOLD, hear, tell, weighed
 from utils_.priors import log_odds
 from utils_.rng import derive_seed
 
@@ -50,15 +51,16 @@ class FedELC(Method):
     """Tackling noisy clients with end-to-end label correction."""
 
     paper = "Jiang et al., CIKM 2024"
-    summary = "vote on noisy sites, which learn their labels by gradient"
+    summary = "finds noisy sites, which learn their labels by gradient"
+    reported: ClassVar = TOLD
 
     @dataclass(frozen=True)
     class Params:
         """Every constant of the method."""
 
-        voters: int = param(9, "mixtures that vote on who is noisy", 1, 1000)
+        voters: int = param(9, "mixtures that vote where alpha is 1", 1, 1000)
         min_cells: int = param(5, "fewest labels of a kind whose mean loss is told", 1, 1_000_000)
-        min_gap: float = param(0.5, "least gap of the groups' mean normalised loss; 1: no split")
+        alpha: float = param(0.01, "chance of accusing alike sites; 1: split always, 0: never")
         scale: float = param(10.0, "logit at which a label starts", 0.1, 100)
         rate: float = param(15.6, "step of a label's logits down the loss of its image", 0, 1e5)
         tie: float = param(0.5, "weight of what ties labels to the annotations", 0, 100)
@@ -80,7 +82,8 @@ class FedELC(Method):
         client.cache["shift"] = log_odds(labels) * self.params.logit_adjustment
         if message.round >= max(self.plan.warmup_rounds - 1, 1) and NOT_HEARD in found:
             given, least = labels.observed, self.params.min_cells
-            client.cache["told"] = class_losses(client.predict(model), given, min_cells=least)
+            draw, predicted = client.draw("bootstrap"), client.predict(model)
+            client.cache["told"] = tell(predicted, given, min_cells=least, draw=draw)
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         logits = model.forward(batch.images)
@@ -102,7 +105,8 @@ class FedELC(Method):
         client.logs["noisy"] = float(client.cache["noisy"])
         if client.cache["noisy"]:
             self._keep(client, client.cache["labels"].numpy(), client.predict(model))
-        return {"losses": client.cache["told"]} if "told" in client.cache else {}
+        told: Arrays = client.cache.get("told", {})
+        return told
 
     def _keep(self, client: Client, u: np.ndarray, predicted: np.ndarray) -> None:
         labels = client.labels
@@ -120,9 +124,8 @@ class FedELC(Method):
 
     def after_round(self, server: Server, reports: list[Report]) -> None:
         seeds = [derive_seed(self.plan.seed, "vote", i) for i in range(self.params.voters)]
-        told = [report for report in reports if "losses" in report.extras]
-        count, gap = self.plan.clients, self.params.min_gap
-        hear(server.memory, told, clients=count, seeds=seeds, min_gap=gap)
+        count, alpha = self.plan.clients, self.params.alpha
+        hear(server.memory, reports, clients=count, seeds=seeds, alpha=alpha)
 
     def extras(self, server: Server) -> Arrays:
         return {"noisy": server.memory["noisy"]} if "noisy" in server.memory else {}

@@ -15,6 +15,7 @@ Differences from the paper and its release:
   server reads the labels. They are capped, because a class of few positives would drown the rest.
 - Every image is visited once an epoch. An uncertain one is mixed with a confident one of its batch
   and left out of the pseudo-label term, which keeps the release's ratio of both.
+- The strong view has the release's chances of a change, without its blur and noise.
 - Pools are shares of the site (500 and 2000 of about 10,000 images).
 - The optimiser starts anew each round, as for all methods.
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor
 from src.aggregation import HeadMean
 from src.losses import masked_bce
 from src.methods.base import Arrays, Method, param
+from utils_.arrays import Expected
 from utils_.priors import class_counts
 
 if TYPE_CHECKING:
@@ -47,7 +49,10 @@ class FedLSM(Method):
 
     paper = "Deng, Luo and Chen, MICCAI 2023"
     summary = "EMA teacher, MixUp of uncertain images, class-wise aggregation of the head"
-    views = 2
+    second_view = "strong"
+    reported: ClassVar = {
+        name: Expected(("classes",)) for name in ("seen", "positives", "annotated")
+    }
 
     @dataclass(frozen=True)
     class Params:
@@ -83,7 +88,7 @@ class FedLSM(Method):
         def mix(table: Tensor) -> Tensor:
             return share * table[one] + (1 - share) * table[other]
 
-        images = batch.strong.index_copy(0, one, mix(batch.images))
+        images = batch.second.index_copy(0, one, mix(batch.images))
         weight = batch.weight * torch.from_numpy(message.extras["imbalance"]).to(images)
         logits = model.forward(images)
         supervised = self.supervised(client, logits, replace(batch, weight=weight))

@@ -12,7 +12,7 @@ Differences from the paper and its release:
   to 0.6).
 - Nothing is sharpened by default (published: powers 2 and 3). Most cells are absent, and sharper
   ones would only be surer of it.
-- The plain and the altered image are the weak and the strong view.
+- Both views are weak ones, as in the release.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from src.losses import divergence, entropy, mixed_logits
@@ -38,7 +37,7 @@ class FedLSR(Method):
 
     paper = "Jiang et al., CIKM 2022"
     summary = "sharpened mixture of two views, and their divergence"
-    views = 2
+    second_view = "weak"
 
     @dataclass(frozen=True)
     class Params:
@@ -57,7 +56,7 @@ class FedLSR(Method):
         client.cache["draw"] = client.draw("mixture")
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
-        one, other = model.forward(torch.cat([batch.images, batch.strong])).chunk(2)
+        one, other = model.forward(batch.images), model.forward_aside(batch.second)
         share = float(client.cache["draw"].beta(self.params.mix, self.params.mix))
         mixture = self.params.sharpening * mixed_logits(one, other, share)
         views = self.params.view_sharpening * one, self.params.view_sharpening * other

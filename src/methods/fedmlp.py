@@ -9,28 +9,33 @@ teacher keeps the rest.
 
 Differences from the paper and its release:
 
-- There is no logit adjustment by default, as in the release; the paper has it
-  (``logit_adjustment``).
+- Logits are adjusted, as in the paper; the release has this commented out
+  (``logit_adjustment=false``).
 - The teacher stays in the second stage, as in the paper; the release drops it (``distil=false``).
 - The share tagged in a round grows with the class's learning degree, the share of its missing
   cells that the sites' models are sure of. The release computes this degree and does not use it
   (``adaptive=false``). Rates of 1 tag the degree itself, the release's commented alternative.
 - At least one cell of a group is tagged. Both groups are tagged, whatever the other one holds.
+- Among the cells that a site has tagged of a class, the share of positives stays at the sites'
+  share of them among annotated cells, rounded up to a whole cell. Else about as many positives as
+  negatives are tagged of a class that nearly every image lacks.
 - Masks may be of single cells. Priors, with half a cell added to either count, and prototypes see
   annotated cells alone. A site without positives has no say in their prototype.
 - The last batch counts by its true size.
+- The first stage trains on two weak views, the second on one, as in the release.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from src.losses import weighted_mean
-from src.methods.base import Arrays, Method, param
+from src.methods.base import Arrays, SharedPriors, param
+from utils_.arrays import Expected
 from utils_.priors import log_odds
 from utils_.prototypes import class_prototypes, directions
 
@@ -42,12 +47,18 @@ if TYPE_CHECKING:
     from src.server import Server
 
 
-class FedMLP(Method):
+class FedMLP(SharedPriors):
     """Federated multi-label learning with partial annotation."""
 
     paper = "Sun et al., MICCAI 2024"
     summary = "teacher on missing classes, then labels tagged by global class prototypes"
-    views = 2
+    second_view = "weak"
+    reported: ClassVar = {
+        **SharedPriors.reported,
+        "prototypes": Expected((2, "classes", "features"), optional=True),
+        "sure": Expected(("classes",), optional=True),
+        "missing": Expected(("classes",), optional=True),
+    }
 
     @dataclass(frozen=True)
     class Params:
@@ -58,7 +69,7 @@ class FedMLP(Method):
         adaptive: bool = param(True, "rates in proportion to the class's learning degree")
         upper: float = param(0.7, "a model is sure of a prediction above it", 0.5)
         lower: float = param(0.3, "a model is sure of a prediction below it", 0, 0.5)
-        logit_adjustment: bool = param(False, "train logits shifted by the site's log prior odds")
+        logit_adjustment: bool = param(True, "train logits shifted by the site's log prior odds")
         distil: bool = param(True, "the teacher stays for untagged cells in the second stage")
 
     params: Params
@@ -69,47 +80,58 @@ class FedMLP(Method):
             self._tag(client, model, message)
 
     def _tag(self, client: Client, model: FlatModel, message: Broadcast) -> None:
+        labels, degree = client.labels, message.extras["degree"]
         features, _ = client.embed(model)
         margin = similarity_margin(features, message.extras["prototypes"])
-        degree = message.extras["degree"]
         pace = degree if self.params.adaptive else np.ones_like(degree)
         shares = self.params.negative_rate * pace, self.params.positive_rate * pace
-        client.labels.correct(*tag(margin, client.labels.weight == 0, shares))
+        tagged = ~labels.annotated & (labels.weight > 0)
+        most = most_positives(message.extras["prior"], tagged.sum(axis=0) + 1)
+        most = most - (tagged & (labels.target == 1)).sum(axis=0)
+        labels.correct(*tag(margin, labels.weight == 0, shares=shares, most=most))
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         first = self._view_loss(client, model, batch.images, batch, message)
-        return (first + self._view_loss(client, model, batch.strong, batch, message)) / 2
+        if message.round >= self.plan.warmup_rounds:
+            return first
+        second = self._view_loss(client, model, batch.second, batch, message)
+        return (first + second) / 2
 
     def _view_loss(
         self, client: Client, model: FlatModel, images: Tensor, batch: Batch, message: Broadcast
     ) -> Tensor:
-        second = message.round >= self.plan.warmup_rounds
-        logits = model.forward(images)
+        tagging = message.round >= self.plan.warmup_rounds
+        main = images is batch.images
+        logits = model.forward(images) if main else model.forward_aside(images)
         supervised = self.supervised(client, logits + client.cache["shift"].to(logits), batch)
         known = batch.weight > 0
-        if known.all() or (second and not self.params.distil):
+        if known.all() or (tagging and not self.params.distil):
             return supervised
         teacher = client.predict_batch(model, message.model, images)
         distilled = weighted_mean((logits.sigmoid() - teacher) ** 2, (~known).float())
-        if not second:
+        if not tagging:
             return supervised + distilled
         share = known.float().mean()
         return share * supervised + (1 - share) * distilled
 
     def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
+        told = super().after_local(client, model, message)
         if message.round < self.plan.warmup_rounds - 1:
-            return {}
+            return told
         features, probability = client.embed(model)
         missing = ~client.labels.annotated
         sure = (probability > self.params.upper) | (probability < self.params.lower)
-        return {
+        return told | {
             "prototypes": class_prototypes(features, client.labels.observed),
             "sure": (sure & missing).sum(axis=0).astype(np.float32),
             "missing": missing.sum(axis=0).astype(np.float32),
         }
 
     def after_round(self, server: Server, reports: list[Report]) -> None:
-        told = sorted((r for r in reports if r.extras), key=lambda report: report.client)
+        super().after_round(server, reports)
+        names = ("prototypes", "sure", "missing")
+        told = [report for report in reports if all(name in report.extras for name in names)]
+        told.sort(key=lambda report: report.client)
         if not told:
             return
         prototypes = np.stack([report.extras["prototypes"] for report in told])
@@ -124,7 +146,8 @@ class FedMLP(Method):
 
     def extras(self, server: Server) -> Arrays:
         names = ("prototypes", "degree")
-        return {name: server.memory[name] for name in names if name in server.memory}
+        known = {name: server.memory[name] for name in names if name in server.memory}
+        return super().extras(server) | known
 
 
 def pool_prototypes(
@@ -160,8 +183,26 @@ def similarity_margin(features: np.ndarray, prototypes: np.ndarray) -> np.ndarra
     return np.where(known, absent - present, np.nan)
 
 
+def most_positives(prior: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """(C,) whole numbers, how many of so many tagged cells may be positives: their prior share.
+
+    Rounded up, so one of a class that has positives anywhere; none of a class of unknown prior.
+
+    Args:
+        prior: (C,) share of positives, NaN where unknown.
+        cells: (C,) at least 0.
+    """
+    expected = np.nan_to_num(prior).astype(np.float64) * cells
+    count: np.ndarray = np.ceil(expected * (1 - 1e-6))  # 0.1 of 30 is a little above 3
+    return count.astype(np.int64)
+
+
 def tag(
-    margin: np.ndarray, candidates: np.ndarray, shares: tuple[np.ndarray, np.ndarray]
+    margin: np.ndarray,
+    candidates: np.ndarray,
+    *,
+    shares: tuple[np.ndarray, np.ndarray],
+    most: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tag the cells farthest on either side: large margins as absent, small ones as present.
 
@@ -170,6 +211,7 @@ def tag(
         candidates: (N, C) bool, the cells that may be tagged.
         shares: of the absent and of the present group of each class, two (C,) in [0, 1].
             At least one cell of a group is tagged, so small sites do not stand still.
+        most: (C,) cells of each class that may be tagged as present; below 0 counts as 0.
 
     Returns:
         (N, C) bool, the tagged cells; (N, C) float32, their values.
@@ -180,6 +222,8 @@ def tag(
         for value, side in enumerate(sides):
             group = np.flatnonzero(candidates[:, c] & side)
             count = max(1, int(shares[value][c] * len(group) + 1e-6))
+            if value == 1:
+                count = min(count, max(0, int(most[c])))
             order = np.argsort(-np.abs(margin[group, c]), kind="stable")
             cells[group[order[:count]], c] = True
             values[group[order[:count]], c] = value

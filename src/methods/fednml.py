@@ -26,8 +26,8 @@ For small models and rare classes:
 For speed, the teacher predicts once a round, on the plain image.
 
 ``published=true`` undoes all but honesty, constants and these details: agreement and loss run over
-annotated cells at every refresh, the mixture sees standardised features, and class counts are
-those of the latest labels.
+annotated cells at every refresh, and the mixture sees standardised features. Margins then come from
+running class counts, in which missing classes start from 0 (with the leak from hidden labels).
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from src.plan import Batch
 
 LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
+COUNTS_RATE, COUNTS_KAPPA = 0.8, 2.0  # ramp by which class counts follow the labels, as published
 
 
 class FedNML(SharedPriors):
@@ -97,7 +98,7 @@ class FedNML(SharedPriors):
             client.cache["teacher"] = with_odds(client.predict(model), client.cache.get("shift"))
         if refresh:
             self._refresh(client, client.cache["teacher"].numpy(), message)
-        client.cache["prior"] = torch.from_numpy(self._prior(client, message))
+        client.cache["prior"] = torch.from_numpy(self._margin_prior(client, message))
 
     def _refresh(self, client: Client, predicted: np.ndarray, message: Broadcast) -> None:
         params, labels, memory = self.params, client.labels, client.memory
@@ -117,6 +118,19 @@ class FedNML(SharedPriors):
             correct_confident(labels, snapped, noise=noise, trust=params.trust)
         keep = max(params.inertia, LEAK_FADES if self.hidden_labels else 0)
         fill_missing(labels, snapped, keep=keep, weight=weight, start=client.hidden)
+        if params.published:
+            rate = COUNTS_RATE * self._growth(message.round, COUNTS_KAPPA)
+            follow_labels(labels, memory, rate=rate, hidden=client.hidden)
+
+    def _growth(self, round: int, kappa: float) -> float:
+        return ramp(round, begin=self.plan.warmup_rounds, end=self.plan.rounds, kappa=kappa)
+
+    def _margin_prior(self, client: Client, message: Broadcast) -> np.ndarray:
+        """(C,) float32, from which margins are made."""
+        if not self.params.published:
+            return self._prior(client, message)
+        counts = running_counts(client.labels, client.memory, client.hidden)
+        return (counts / len(client.labels.observed)).astype(np.float32)
 
     def _prior(self, client: Client, message: Broadcast) -> np.ndarray:
         """(C,) share of positives; the leak counts hidden labels as well."""
@@ -138,9 +152,7 @@ class FedNML(SharedPriors):
         supervised = self.supervised(client, shifted, batch)
         if teacher is None:
             return supervised
-        begin, end = self.plan.warmup_rounds, self.plan.rounds
-        growth = ramp(message.round, begin=begin, end=end, kappa=self.params.kappa)
-        weight = self.params.kd_weight * growth
+        weight = self.params.kd_weight * self._growth(message.round, self.params.kappa)
         student = shifted if self.params.published else logits
         distilled = masked_bce(student, teacher, torch.ones_like(teacher))
         return weight * distilled + (1 - weight) * supervised
@@ -263,3 +275,21 @@ def fill_missing(
     first = snapped if start is None else np.where(np.isnan(start), snapped, start)
     old = np.where(labels.weight > 0, labels.target, first)
     labels.correct(~labels.annotated, keep * old + (1 - keep) * snapped, weight=weight)
+
+
+# ---- class counts as published
+
+
+def running_counts(labels: LabelState, memory: Arrays, hidden: np.ndarray | None) -> np.ndarray:
+    """(C,) float64 positives as counted so far, at first those observed and, if leaked, hidden."""
+    unseen = 0 if hidden is None else np.nan_to_num(hidden)
+    first = np.where(labels.annotated, labels.observed, unseen)
+    return memory.get("running_counts", np.asarray(first.sum(axis=0, dtype=np.float64)))
+
+
+def follow_labels(
+    labels: LabelState, memory: Arrays, *, rate: float, hidden: np.ndarray | None
+) -> None:
+    """Pull the running counts towards the present labels, those of missing classes included."""
+    now = labels.target.sum(axis=0, dtype=np.float64)
+    memory["running_counts"] = rate * now + (1 - rate) * running_counts(labels, memory, hidden)

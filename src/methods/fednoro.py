@@ -3,7 +3,7 @@
 Wu et al., IJCAI 2023; docs/methods.md 3.
 
 First stage (the warm-up): logits are adjusted by the site's log prior odds. Then each site tells
-the mean loss of its labels under the global model, by class, and mixtures vote on who is noisy.
+the mean loss of its labels under the global model, by class, and the server tells who is noisy.
 Second stage: noisy sites learn from the received model as well, on all classes, and count less the
 farther their model is from the nearest clean one.
 
@@ -15,20 +15,22 @@ Differences from the paper and its release:
 - They are those of the model that the last warm-up round starts from, at the earliest that of the
   second round. Where only some sites take part, the vote is repeated until all have been heard; a
   site that has not been heard counts as clean.
-- What a site cannot tell is left out of its row. The release takes the least of the column
-  (``fill_minimum=true``), but then classes that are not annotated make a site look clean.
+- What a site cannot tell is left out. The release takes the least of the column (with
+  ``fill_minimum=true`` the vote does), but then classes not annotated make a site look clean.
 - Distances are L2 norms of all parameters, as in the paper. The release adds up one norm for each
   tensor, BatchNorm statistics included.
 - Where nobody is noisy, or nobody is clean, the mean is FedAvg's.
-- A mixture splits equally noisy sites as well, so groups nearer than ``min_gap`` are one
-  (release: 0).
+- Published: the mixtures split the normalised losses, alike sites too (``alpha=1``). Here sites are
+  cut in two by the share of their labels that are as if drawn at random, estimated from the same
+  losses, where replicates of alike sites are cut as clearly in ``alpha`` of cases. Each site tells
+  99 bootstrap replicates for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ from torch import Tensor
 
 from src.losses import bce, ramp
 from src.methods.base import Arrays, Method, param
-from utils_.noisy_clients import NOISY, NOT_HEARD, class_losses, hear, weighed
+from utils_.noisy_clients import NOISY, NOT_HEARD, TOLD, hear, tell, weighed
 from utils_.priors import log_odds
 from utils_.rng import derive_seed
 
@@ -52,16 +54,19 @@ class FedNoRo(Method):
     """Noise-robust federated learning under class imbalance."""
 
     paper = "Wu et al., IJCAI 2023"
-    summary = "vote on noisy sites, which are distilled into and averaged by distance"
+    summary = "finds noisy sites, which are distilled into and averaged by distance"
+    reported: ClassVar = TOLD
 
     @dataclass(frozen=True)
     class Params:
         """Every constant of the method."""
 
-        voters: int = param(9, "mixtures that vote on who is noisy", 1, 1000)
+        voters: int = param(9, "mixtures that vote where alpha is 1", 1, 1000)
         min_cells: int = param(5, "fewest labels of a kind whose mean loss is told", 1, 1_000_000)
-        fill_minimum: bool = param(False, "untold losses become the column's least, as released")
-        min_gap: float = param(0.5, "least gap of the groups' mean normalised loss; 1: no split")
+        fill_minimum: bool = param(
+            False, "untold losses become the column's least where alpha is 1"
+        )
+        alpha: float = param(0.01, "chance of accusing alike sites; 1: split always, 0: never")
         kd_weight: float = param(0.8, "largest weight of the distillation term")
         kd_end: float = param(13 / 30, "share of the rounds after the warm-up until it is reached")
         kappa: float = param(5.0, "steepness of its ramp", 0, 50)
@@ -83,7 +88,8 @@ class FedNoRo(Method):
         client.cache["noisy"] = found[client.index] == NOISY
         if message.round >= max(self.plan.warmup_rounds - 1, 1) and NOT_HEARD in found:
             given, least = client.labels.observed, self.params.min_cells
-            client.cache["told"] = class_losses(client.predict(model), given, min_cells=least)
+            draw, predicted = client.draw("bootstrap"), client.predict(model)
+            client.cache["told"] = tell(predicted, given, min_cells=least, draw=draw)
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         if client.cache["noisy"]:  # before the gradient's pass, as it changes the model in passing
@@ -100,7 +106,8 @@ class FedNoRo(Method):
 
     def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         client.logs["noisy"] = float(client.cache["noisy"])
-        return {"losses": client.cache["told"]} if "told" in client.cache else {}
+        told: Arrays = client.cache.get("told", {})
+        return told
 
     def aggregate(self, server: Server, reports: Iterable[Report]) -> Tensor:
         if NOISY not in server.memory.get("noisy", ()):
@@ -111,10 +118,10 @@ class FedNoRo(Method):
     def after_round(self, server: Server, reports: list[Report]) -> None:
         hear(
             server.memory,
-            [report for report in reports if "losses" in report.extras],
+            reports,
             clients=self.plan.clients,
             seeds=[derive_seed(self.plan.seed, "vote", i) for i in range(self.params.voters)],
-            min_gap=self.params.min_gap,
+            alpha=self.params.alpha,
             fill_minimum=self.params.fill_minimum,
         )
 

@@ -38,7 +38,7 @@ class FixMatch(SharedPriors):
 
     paper = "Sohn et al., NeurIPS 2020"
     summary = "sure predictions on a weak view label missing cells of a strong view"
-    views = 2
+    second_view = "strong"
 
     @dataclass(frozen=True)
     class Params:
@@ -58,7 +58,7 @@ class FixMatch(SharedPriors):
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         missing = torch.from_numpy(~client.labels.annotated[batch.rows]).to(batch.images.device)
-        weak, strong = model.forward(torch.cat([batch.images, batch.strong])).chunk(2)
+        weak, strong = model.forward(batch.images), model.forward_aside(batch.second)
         label, sure = self.pseudo_labels(weak.detach().sigmoid(), client.cache["share"], missing)
         used = torch.stack([sure.sum(), missing.sum()]).float()
         client.cache["used"] += used

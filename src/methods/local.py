@@ -3,7 +3,8 @@
 docs/methods.md 2.
 
 - Every site starts from the same initial model and goes on with its own. It reads nothing else
-  that the server sends. Its class weights (``--class-weights``) come from its own counts.
+  that the server sends. Its class weights (``--class-weights``) and the start of its
+  biases (``--head-bias prior``) come from its own counts.
 - With ``--fraction`` below 1 a site trains in the rounds in which FedAvg would select it.
 - 0 bytes are counted. What passes between sites and server here is no exchange of the method: the
   runner needs a report, and the evaluator is handed the sites' vectors, because the validation and
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from src.methods.base import Arrays, Method
-from utils_.priors import balance_factors, class_counts
+from utils_.priors import balance_factors, class_counts, log_prior_odds
 
 if TYPE_CHECKING:
     from src.client import Client
@@ -47,9 +48,12 @@ class Local(Method):
     def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         own = client.memory.get("vector", message.extras["start"])
         model.load(torch.from_numpy(own))
+        counts = np.stack([*class_counts(client.labels).values()])
         if self.plan.class_weights != "none":
-            counts = np.stack([*class_counts(client.labels).values()])
             client.cache["class_weights"] = balance_factors(counts, self.plan.class_weights)
+        if self.plan.head_bias == "prior" and "vector" not in client.memory:
+            odds = torch.from_numpy(log_prior_odds(*counts))
+            model.head_slices[1].view(model.vector).copy_(odds)
 
     def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
         client.memory["vector"] = model.snapshot().numpy()

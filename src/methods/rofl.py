@@ -12,20 +12,25 @@ Differences from the paper and the unofficial release:
 - The features carry their gradient into the centroid term. The release detaches them, so that its
   term does nothing.
 - The squared distance is a mean over the dimensions; else the term would collapse the features.
-- The server's cosine weights are never negative. Where they vanish, all sites that saw the class
-  count alike.
+- Centroids are means over the cells of a round and of all sites. The paper moves them in every
+  batch, by the square of their cosine to the batch's mean, and weighs sites by cosine at the
+  server. A batch or a site with one case then counts as much as one with many, so centroids of
+  rare classes follow their latest images.
+- They judge as received throughout a round.
 - Pseudo-labels are one pass in batches. The paper's are the likeliest class of an image. Here a
   class is predicted in the likeliest images, in the share of them that is positive among the
   site's annotated cells, because few predictions of a rare class pass 0.5 (``balanced``).
 - None are dropped by default, because the images of largest loss are those with findings.
   Published are a drop of 0.2, centroid 1 and entropy 0.8.
+
+After a round the site's labels are those it trained on last, so that they can be judged; the next
+round starts from the annotations again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +39,7 @@ from torch import Tensor
 
 from src.losses import bce, entropy, weighted_mean
 from src.methods.base import Arrays, Method, param
+from utils_.arrays import Expected
 from utils_.priors import class_counts, class_prior
 from utils_.prototypes import class_prototypes
 
@@ -50,6 +56,10 @@ class RoFL(Method):
 
     paper = "Yang et al., IEEE Intelligent Systems 2022"
     summary = "shared class centroids judge labels, global pseudo-labels replace them"
+    reported: ClassVar = {
+        "sums": Expected((2, "classes", "features")),
+        "counts": Expected((2, "classes")),
+    }
 
     @dataclass(frozen=True)
     class Params:
@@ -66,14 +76,19 @@ class RoFL(Method):
     params: Params
 
     def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
+        labels, cache = client.labels, client.cache
+        labels.correct(labels.annotated, labels.observed)  # what after_local wrote is not trained
         centroids = message.extras.get("centroids")
         if centroids is None:
             features, _ = client.embed(model)
-            centroids = class_prototypes(features, client.labels.observed)
-        client.cache["centroids"] = torch.from_numpy(centroids.copy()).to(model.device)
-        client.cache["found"] = torch.zeros(2, self.plan.classes, device=model.device).bool()
+            centroids = class_prototypes(features, labels.observed)
+        cache["centroids"] = torch.from_numpy(centroids.copy()).to(model.device)
+        cache["sums"] = torch.zeros_like(cache["centroids"])
+        cache["counts"] = torch.zeros(2, self.plan.classes, device=model.device)
+        cache["trained"] = torch.from_numpy(labels.target.copy()).to(model.device)
+        cache["tally"] = torch.zeros(3, device=model.device)
         if message.round >= self.plan.warmup_rounds:
-            client.cache["pseudo"] = torch.from_numpy(self.pseudo_labels(client, model))
+            cache["pseudo"] = torch.from_numpy(self.pseudo_labels(client, model))
 
     def pseudo_labels(self, client: Client, model: FlatModel) -> np.ndarray:
         """(n, C) float32 in {0, 1}, by the received model."""
@@ -98,7 +113,12 @@ class RoFL(Method):
         own = torch.where(given[..., None], present, absent)
         distance = ((features[:, None] - own) ** 2).mean(dim=-1)
         pull = weighted_mean(distance, (known & believed & judged).float())
-        self._move(client, features.detach(), target > 0.5, known)
+        sums, counts = batch_sums(features.detach(), target > 0.5, known)
+        client.cache["sums"] += sums
+        client.cache["counts"] += counts
+        positives = known & given
+        doubted = positives & ~believed
+        self._note(client, batch.rows, target, cells=(known, positives, doubted))
         share = min(message.round / max(self.plan.warmup_rounds, 1), 1)
         doubt = weighted_mean(entropy(logits), known.float())
         return supervised + share * self.params.centroid * pull + self.params.entropy * doubt
@@ -114,18 +134,30 @@ class RoFL(Method):
         keep = max(1, int((1 - dropped) * int((count > 0).sum()) + 1e-9))
         return (rank < keep)[:, None]
 
-    def _move(self, client: Client, features: Tensor, present: Tensor, cells: Tensor) -> None:
-        means, found = batch_means(features, present, cells)
-        client.cache["centroids"] = moved(client.cache["centroids"], means, found)
-        client.cache["found"] |= found
+    def _note(
+        self, client: Client, rows: np.ndarray, target: Tensor, *, cells: tuple[Tensor, ...]
+    ) -> None:
+        """Keep the targets; count positives, those not believed, and those of them made absent."""
+        known, positives, doubted = cells
+        counted = (positives, doubted, doubted & (target <= 0.5))
+        cache, place = client.cache, torch.from_numpy(rows).to(target.device)
+        cache["tally"] += torch.stack([table.sum() for table in counted])
+        cache["trained"][place] = torch.where(known, target, cache["trained"][place])
 
     def after_local(self, client: Client, model: FlatModel, message: Broadcast) -> Arrays:
-        centroids, found = client.cache["centroids"], client.cache["found"]
-        return {"centroids": centroids.cpu().numpy(), "found": found.cpu().numpy()}
+        positives, doubted, absent = client.cache["tally"].tolist()
+        if positives:
+            client.logs["disbelieved_positives"] = doubted / positives
+        if doubted and "pseudo" in client.cache:
+            client.logs["replaced_by_absence"] = absent / doubted
+        client.labels.correct(client.labels.annotated, client.cache["trained"].cpu().numpy())
+        return {name: client.cache[name].cpu().numpy() for name in ("sums", "counts")}
 
     def after_round(self, server: Server, reports: list[Report]) -> None:
-        sites, found = ([r.extras[name] for r in reports] for name in ("centroids", "found"))
-        server.memory["centroids"] = pooled(server.memory.get("centroids"), sites, found)
+        told = sorted(reports, key=lambda report: report.client)
+        tables = ([report.extras[name] for report in told] for name in ("sums", "counts"))
+        sums, counts = (np.stack(table).sum(axis=0, dtype=np.float64) for table in tables)
+        server.memory["centroids"] = pooled(sums, counts, server.memory.get("centroids"))
 
     def extras(self, server: Server) -> Arrays:
         return {name: server.memory[name] for name in ("centroids",) if name in server.memory}
@@ -167,8 +199,8 @@ def judge(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     return present > absent, centroids.any(dim=-1).all(dim=0)
 
 
-def batch_means(features: Tensor, present: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean features of the absent and the present cells of a batch.
+def batch_sums(features: Tensor, present: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the features of a batch's absent and present cells, and how many cells these are.
 
     Args:
         features: (B, D).
@@ -176,51 +208,21 @@ def batch_means(features: Tensor, present: Tensor, cells: Tensor) -> tuple[Tenso
         cells: (B, C) bool, those that count.
 
     Returns:
-        (2, C, D) means, zeros where there is no cell; (2, C) bool, where there is one.
+        (2, C, D) sums; (2, C) counts, in the type of the features.
     """
     members = torch.stack([cells & ~present, cells & present]).to(features.dtype)
-    count = members.sum(dim=1)
-    means = members.transpose(1, 2) @ features / count.clamp_min(1)[..., None]
-    return means, count > 0
+    return members.transpose(1, 2) @ features, members.sum(dim=1)
 
 
-def moved(centroids: Tensor, means: Tensor, found: Tensor) -> Tensor:
-    """Centroids drawn towards a batch's means by the square of their cosine similarity.
-
-    One that is unknown so far becomes the mean; one without a mean stays.
+def pooled(sums: np.ndarray, counts: np.ndarray, last: np.ndarray | None) -> np.ndarray:
+    """(2, C, D) float32 means; of a class and side that has no cell the last centroid.
 
     Args:
-        centroids: (2, C, D).
-        means: (2, C, D).
-        found: (2, C) bool, which means there are.
+        sums: (2, C, D), of the features of all sites' cells.
+        counts: (2, C), of these cells.
+        last: (2, C, D); None stands for zeros.
     """
-    share = F.cosine_similarity(centroids, means, dim=-1) ** 2
-    share = torch.where(centroids.any(dim=-1), share, 1.0)[..., None]
-    return torch.where(found[..., None], (1 - share) * centroids + share * means, centroids)
-
-
-def pooled(
-    last: np.ndarray | None, sites: Sequence[np.ndarray], found: Sequence[np.ndarray]
-) -> np.ndarray:
-    """Mean of the sites' centroids, weighted by their cosine to the last pooled one.
-
-    A negative cosine counts as 0. Where nothing is left, or there is no last one, all sites that
-    found the class count alike; where none did, the last one stays. Vectors that are not finite
-    count as not found.
-
-    Args:
-        last: (2, C, D) or None.
-        sites: of each site, (2, C, D).
-        found: of each site, (2, C) bool, where it has seen such cells.
-    """
-    own, seen = np.stack(sites).astype(np.float64), np.stack(found) > 0
-    seen &= np.isfinite(own).all(axis=-1)
-    own = np.where(seen[..., None], own, 0)
-    last = np.zeros(own.shape[1:]) if last is None else last.astype(np.float64)
-    norms = np.linalg.norm(own, axis=-1) * np.linalg.norm(last, axis=-1)
-    cosine = (own * last).sum(axis=-1) / np.maximum(norms, 1e-12)
-    weight = np.where(seen, cosine.clip(0), 0)
-    weight = np.where(weight.sum(axis=0) > 1e-6, weight, seen)
-    total = weight.sum(axis=0)[..., None]
-    mean = (weight[..., None] * own).sum(axis=0) / np.where(total > 0, total, 1)
-    return np.where(total > 0, mean, last).astype(np.float32)
+    kept = np.zeros_like(sums) if last is None else last
+    known = counts[..., None] > 0
+    centroids: np.ndarray = np.where(known, sums / np.maximum(counts, 1)[..., None], kept)
+    return centroids.astype(np.float32)

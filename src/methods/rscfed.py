@@ -11,7 +11,8 @@ Differences from the paper and its release:
   ``ema=0.999``). On rare classes, where all predictions are small, sharpening teaches absence, and
   so slow a teacher is that of the first rounds.
 - The teacher and its step count are kept from round to round; early steps count as 1 / step.
-- The student takes the strong view and the teacher the weak one.
+- Both views are weak ones, as in the release: the teacher sees the first, and the student is held
+  to it on the second.
 - A group takes a share of the reporting clients, so groups differ with 4 clients as with 100
   (paper: 5 of 10, three times).
 - Weights are formed in logarithms. The release's underflow to 0/0 when models lie far apart.
@@ -46,7 +47,7 @@ class RSCFed(Method):
 
     paper = "Liang et al., CVPR 2022"
     summary = "mean of distance-weighted random groups; teacher consistency on missing cells"
-    views = 2
+    second_view = "weak"
 
     @dataclass(frozen=True)
     class Params:
@@ -74,10 +75,10 @@ class RSCFed(Method):
             return super().loss(client, model, batch, message)
         probability = client.predict_batch(model, client.cache["teacher"], batch.images)
         target = (self.params.sharpening * torch.logit(probability, eps=1e-6)).sigmoid()
-        weak, strong = model.forward(torch.cat([batch.images, batch.strong])).chunk(2)
-        missing = torch.from_numpy(~client.labels.annotated[batch.rows]).to(weak)
-        consistency = weighted_mean((strong.sigmoid() - target) ** 2, missing)
-        return self.supervised(client, weak, batch) + self.params.consistency * consistency
+        logits, other = model.forward(batch.images), model.forward_aside(batch.second)
+        missing = torch.from_numpy(~client.labels.annotated[batch.rows]).to(logits)
+        consistency = weighted_mean((other.sigmoid() - target) ** 2, missing)
+        return self.supervised(client, logits, batch) + self.params.consistency * consistency
 
     def after_step(self, client: Client, model: FlatModel, message: Broadcast) -> None:
         if "teacher" not in client.cache:

@@ -32,6 +32,7 @@ def write_run(
     seed: int = 1,
     leaky: bool = False,
     bound: bool = False,
+    tuned: dict[str, float] | None = None,
     **settings,
 ) -> Path:
     """A finished run as the program leaves it."""
@@ -39,7 +40,7 @@ def write_run(
     config |= {"noise": 0.4, "noise_type": "paper", "missing": 0.5, "missing_type": "classes"}
     config |= {"rounds": 20, "name": folder.name, "device": "cpu"} | settings
     metrics = {"mAP": mAP, "macro_f1": mAP / 2, "macro_recall": 1 - mAP}
-    metrics |= {"balanced_accuracy": 0.5 + mAP / 2, "macro_auroc": 0.8}
+    metrics |= {"balanced_accuracy": 0.5 + mAP / 2, "macro_auroc": 0.8} | (tuned or {})
     result = {"status": "done", "method": method, "dataset": config["dataset"], "seed": seed}
     result |= {"leaky": leaky, "bound": bound, "rounds": 20, "classes": ["a", "b"]}
     result |= {"last": metrics | {"mAP": mAP - 0.1}, "last5": metrics, "val_selected": None}
@@ -96,9 +97,47 @@ def test_best_is_bold_apart_from_bounds_and_leaky_runs(three_seeds):
     rows = cells(results_table(collect(three_seeds[0])))
     bold = {label: [cell.startswith("**") for cell in row] for label, row in rows.items()}
     # mAP, F1, recall (which the test data let fall with mAP), BACC, AUROC (all alike)
-    assert bold["fednml"] == [True, True, False, True, True, False, False]
-    assert bold["fedavg"] == [False, False, True, False, True, False, False]
+    # those at threshold 0.5 would be bold for what the adjustment of logits shifts
+    assert bold["fednml"] == [True, False, False, False, True, False, False]
+    assert bold["fedavg"] == [False, False, False, False, True, False, False]
     assert not any(bold["fednml (leaky)"]) and not any(bold["clean (bound)"])
+
+
+def heads(table: str, section: int = 0) -> list[str]:
+    line = table.split("### ")[1 + section].split("\n\n")[1].splitlines()[0]
+    return [cell.strip() for cell in line[1:-1].split("|")]
+
+
+def test_columns_at_validation_thresholds_are_shown_where_a_run_has_them(tmp_path):
+    old = ["method", "mAP", "macro-F1", "recall", "BACC", "AUROC", "seeds", "gap closed"]
+    write_run(tmp_path / "a", "fedavg", 0.3, tuned={})
+    write_run(tmp_path / "b", "fednml", 0.4, dataset="odir")
+    assert heads(results_table(collect(tmp_path))) == old
+    scores = {"macro_f1_tuned": 0.2, "balanced_accuracy_tuned": 0.7}
+    better = {"macro_f1_tuned": 0.3, "balanced_accuracy_tuned": 0.6}
+    write_run(tmp_path / "c", "fednml", 0.4, tuned=scores)
+    write_run(tmp_path / "d", "fedprox", 0.2, tuned=better)
+    table = results_table(collect(tmp_path))
+    assert heads(table) == [*old[:6], "F1 (val. thr.)", "BACC (val. thr.)", *old[6:]]
+    assert heads(table, 1) == old  # no run of the other setting has them
+    rows = cells(table)
+    assert rows["fedavg"][5:7] == ["–", "–"]
+    assert rows["fednml"][5:7] == ["0.200", "**0.700**"]
+    assert rows["fedprox"][5:7] == ["**0.300**", "0.600"]
+    caption = table.split("\n\n")[-1]
+    assert "macro-F1, recall and BACC, at threshold 0.5, are never bold" in caption
+
+
+def test_assumed_negatives_part_settings_but_not_their_bound(tmp_path):
+    write_run(tmp_path / "a", "fedavg", 0.3, assume_negative=False)
+    write_run(tmp_path / "b", "fedavg", 0.4, assume_negative=True)
+    write_run(tmp_path / "c", "clean", 0.5, noise=0, missing=0, bound=True, assume_negative=False)
+    table = results_table(collect(tmp_path))
+    assert re.findall("### (.*)", table)[1:] == [
+        "isic, noise 0.4 (paper), missing 0.5 (classes)",
+        "isic, noise 0.4 (paper), missing 0.5 (classes, negatives assumed)",
+    ]
+    assert all("clean (bound)" in cells(table, i) for i in (1, 2))
 
 
 def test_caption_names_rule_seeds_hardware_and_flags(three_seeds):

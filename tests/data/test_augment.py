@@ -281,6 +281,19 @@ def test_colours_stay_in_range() -> None:
     assert (moved == 1).any()  # so the limit was reached
 
 
+def test_chances_leave_some_images_as_they_are() -> None:
+    """Of 2,000 images 15 % are not warped and 25 % keep their colours; the others as without."""
+    images, augmenter = pixels(1).expand(2000, -1, -1, -1), Augmenter(MEAN, STD)
+    plain = augmenter.plain(pixels(1))[0]
+    warped = replace(NONE, rotation=20, translation=0.2, warped=0.85)
+    coloured = replace(NONE, brightness=0.3, coloured=0.75)
+    for strength, share in ((warped, 0.15), (coloured, 0.25)):
+        view = augmenter.view(images, generator(), strength=strength)
+        mirrored = torch.stack([plain, plain.flip(2)])  # left to right, half of them
+        apart = (view[:, None] - mirrored).abs().amax(dim=(2, 3, 4)).amin(dim=1)
+        assert float((apart < 1e-3).float().mean()) == pytest.approx(share, abs=0.03)
+
+
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
 def test_each_colour_setting_alone_has_an_effect(name: str) -> None:
     images, augmenter = pixels(), Augmenter(MEAN, STD)

@@ -71,6 +71,8 @@ def test_coupled_and_blind_to_blanks_other_parts_and_client_numbers(case, noise_
     # a higher rate only adds: what the lower rate changed is changed, and to the same value
     changed = ~np.isnan(labels) & (less_noisy != labels)
     assert (noisy[changed] == less_noisy[changed]).all()
+    if noise_type == "reader":  # whose readers are the sites'
+        return
     # numbering the clients backwards changes nothing
     backwards = np.where(client < 0, client, client.max() - client)
     assert same(add_noise(labels, backwards, rate=more, **keywords), noisy)

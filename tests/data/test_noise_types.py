@@ -15,7 +15,14 @@ from test_noise import all_rows, multi_label, noisy_labels, one_hot, same
 from tiny import SHARED
 
 from utils_.errors import UserError
-from utils_.noise import CLIENT_RATES, NOISE_TYPES, add_noise, client_rates, reader_rates
+from utils_.noise import (
+    CLIENT_RATES,
+    NOISE_TYPES,
+    add_noise,
+    client_rates,
+    reader_profile,
+    reader_rates,
+)
 from utils_.noise.cells import CONFUSABLE, flip_cells, partners
 from utils_.noise.instance import _features, image_features
 from utils_.noise.reader import MORE_READS, PRIOR_READS, READS
@@ -280,12 +287,68 @@ def test_reader_rates_by_hand():
 def test_reader_noise_has_the_measured_rates(scale):
     names = ("Atelectasis", "Consolidation", "Cardiomegaly", "unknown")
     labels = (np.random.default_rng(0).random((40000, 4)) < 0.3).astype(np.float32)
-    noisy = noisy_labels(labels, zeros(40000), noise_type="reader", rate=scale, classes=names)
+    sites = (np.arange(40000) % 500).astype(np.int32)  # the measured rates are means over readers
+    noisy = noisy_labels(labels, sites, noise_type="reader", rate=scale, classes=names)
     omitted, added = reader_rates(names)
     for c in range(4):
         positive = labels[:, c] == 1
         assert abs((noisy[positive, c] == 0).mean() - scale * omitted[c]) < 0.025
         assert abs((noisy[~positive, c] == 1).mean() - scale * added[c]) < 0.015
+
+
+READ = ("Atelectasis", "Pneumonia", "unknown")
+
+
+def profiles(sites: int) -> np.ndarray:
+    """(sites, 2, C) rates of the readers."""
+    return np.array([reader_profile(READ, data_seed=1, site=k) for k in range(sites)])
+
+
+def test_readers_differ_by_site_as_the_counts_leave_open():
+    found = profiles(4000)
+    pooled = [np.sum([r[i] for r in READS.values()]) for i in range(4)]
+    for c, name in enumerate(READ):
+        counts = READS.get(name, (0, 0, 0, 0))
+        for kind in range(2):
+            reads, seen = counts[2 * kind : 2 * kind + 2]
+            a = seen + PRIOR_READS * pooled[2 * kind + 1] / pooled[2 * kind]
+            b = reads + PRIOR_READS - a
+            spread = np.sqrt(a * b / ((a + b) ** 2 * (a + b + 1)))  # of a Beta distribution
+            drawn = found[:, kind, c]
+            assert drawn.mean() == pytest.approx(a / (a + b), abs=5 * spread / np.sqrt(4000))
+            assert drawn.mean() == pytest.approx(reader_rates(READ)[kind][c], abs=0.01)
+            assert drawn.std() == pytest.approx(spread, rel=0.07)
+
+
+def test_a_reader_belongs_to_its_site_alone():
+    first, again = profiles(3), profiles(3)
+    assert np.array_equal(first, again)
+    assert len({row.tobytes() for row in first}) == 3
+    other = reader_profile(READ, data_seed=2, site=0)
+    assert not np.array_equal(first[0], other)
+    # the rows of site 1 stay what they are when other sites come, go or change their images
+    labels = (np.random.default_rng(0).random((600, 3)) < 0.4).astype(np.float32)
+    keywords = {"noise_type": "reader", "rate": 0.8, "classes": READ}
+    few = (np.arange(600) % 2).astype(np.int32)
+    many = np.where(few == 1, 1, np.arange(600) % 40 + 2).astype(np.int32)
+    noisy = [noisy_labels(labels, client, **keywords)[few == 1] for client in (few, many)]
+    assert same(*noisy)
+
+
+def test_the_cells_of_a_site_flip_at_the_rates_of_its_reader():
+    labels = (np.random.default_rng(0).random((60000, 3)) < 0.5).astype(np.float32)
+    sites = np.repeat([4, 9], 30000).astype(np.int32)
+    noisy = noisy_labels(labels, sites, noise_type="reader", rate=0.9, classes=READ)
+    for k in (4, 9):
+        omitted, added = reader_profile(READ, data_seed=1, site=k)
+        for c in range(3):
+            mine, positive = sites == k, labels[:, c] == 1
+            assert (noisy[mine & positive, c] == 0).mean() == pytest.approx(
+                0.9 * omitted[c], abs=0.015
+            )
+            assert (noisy[mine & ~positive, c] == 1).mean() == pytest.approx(
+                0.9 * added[c], abs=0.015
+            )
 
 
 def test_every_count_of_reads_is_one():

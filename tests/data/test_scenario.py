@@ -82,7 +82,7 @@ def equal(first: Scenario, second: Scenario) -> bool:
     return first.key == second.key and all(
         np.array_equal(getattr(first, name), getattr(second, name), equal_nan=name == "noisy")
         and getattr(first, name).dtype == getattr(second, name).dtype
-        for name in ("part", "client", "noisy", "annotated")
+        for name in ("part", "client", "noisy", "annotated", "assumed")
     )
 
 
@@ -221,6 +221,7 @@ def test_the_key_covers_every_input():
         "noise_clients": "linear",
         "noise_low": 0.1,
         "noisy_share": 0.3,
+        "assume_negative": True,
     }
     keys = [build(tiny()).key, *(build(tiny(), **{k: v}).key for k, v in changes.items())]
     keys += [build(dataset).key for dataset in other_inputs().values()]
@@ -314,6 +315,92 @@ def test_classes_that_nobody_annotates_are_reported(caplog):
     with caplog.at_level(logging.WARNING, logger="fednml"):
         build(with_all)
     assert not caplog.text
+
+
+# --- assumed negatives
+
+
+@pytest.mark.parametrize("missing_type", sorted(MISSING_TYPES))
+def test_missing_training_cells_are_assumed_to_be_negative(missing_type):
+    dataset = tiny(300, 6, blank=0.1)
+    plain = build(dataset, missing_type=missing_type)
+    scenario = build(dataset, missing_type=missing_type, assume_negative=True)
+    train = scenario.part == TRAIN
+    assert not plain.assumed.any()
+    assert plain.noisy[~plain.annotated & train[:, None]].any()  # what was hidden is gone
+    assert scenario.annotated[train].all()
+    assert (scenario.assumed == (~plain.annotated & train[:, None])).all()
+    assert (scenario.observed[scenario.assumed] == 0).all()
+    assert (scenario.noisy[scenario.assumed] == 0).all()
+    given = plain.annotated & train[:, None]
+    assert (scenario.observed[given] == plain.observed[given]).all()
+    for part in (VAL, TEST):
+        rows = scenario.part == part
+        assert rows.any()
+        assert (scenario.annotated[rows] == ~np.isnan(dataset.labels[rows])).all()
+        assert np.array_equal(scenario.observed[rows], dataset.labels[rows], equal_nan=True)
+
+
+def test_assumed_negatives_are_saved_and_read_only(tmp_path):
+    dataset = tiny(blank=0.1)
+    built = build(dataset, assume_negative=True, folder=tmp_path)
+    again = build(dataset, assume_negative=True, folder=tmp_path)
+    assert equal(built, again)
+    assert again.assumed.any()
+    with pytest.raises(ValueError, match="read-only"):
+        again.assumed[0] = False
+
+
+def test_client_table_shows_what_is_assumed():
+    dataset = tiny(300, 5, blank=0.1)
+    plain = client_table(build(dataset, missing=2, noise=0.0), dataset)
+    scenario = build(dataset, missing=2, noise=0.0, assume_negative=True)
+    table = client_table(scenario, dataset)
+    assert (plain["assumed"] == 0).all()
+    assert (table["missing_cells"] == 0).all()
+    assert table["assumed"].to_numpy() == pytest.approx(plain["missing_cells"])
+    assert (table["annotated"] == plain["annotated"]).all()
+    for k, row in table.iterrows():
+        true = dataset.labels[scenario.rows(k)]
+        read, known = scenario.observed[scenario.rows(k)], ~np.isnan(true)
+        assert row["noise_cells"] == pytest.approx((read != true)[known].mean())
+        assert row["omission"] == pytest.approx((read == 0)[true == 1].mean())
+        assert row["omission"] > 0.2
+        assert row["commission"] == 0
+
+
+def warned(caplog, dataset: ImageDataset, **changes: object) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="fednml"):
+        build(dataset, noise=0.0, **changes)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_classes_with_labels_of_one_kind_are_named(caplog):
+    dataset = tiny(200, 4)
+    advice = "; --assume-negative takes missing cells for negatives"
+    for missing_type in ("positive_only", "single_positive"):
+        options = {"missing": 1.0, "missing_type": missing_type}
+        names = "class_0, class_1, class_2, class_3"
+        assert warned(caplog, dataset, **options) == [
+            f"no site has an annotated negative of {names}{advice}"
+        ]
+        assert warned(caplog, dataset, **options, assume_negative=True) == []
+    assert warned(caplog, dataset, missing=0.5, missing_type="positive_only") == []
+
+
+def test_each_class_is_in_one_warning(caplog):
+    dataset = tiny(200, 5)
+    dataset.labels[:, 0] = np.nan
+    dataset.labels[:, 1] = 0
+    dataset.labels[:, 2] = 1
+    assert warned(caplog, dataset, missing=0) == [
+        "no client annotates class_0: blank in the files where it is not hidden",
+        "no site has an annotated negative of class_2, or positive of class_1",
+    ]  # no advice: class_2 has no missing cell that could be assumed
+    assert warned(caplog, dataset, missing=0, assume_negative=True) == [
+        "no site has an annotated negative of class_2, or positive of class_0, class_1"
+    ]
 
 
 # --- tables

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -103,6 +106,10 @@ def test_golden_values():
             "noise_recall": 1 / 2,
             "noise_f1": 1 / 2,
             "noise_auroc": 3 / 4,  # (.9 > .1) won, (.1 = .1) half
+            # two noisy images, (1, 1) and (0, -), against (1, 0): 2 > 1 won, 0 < 1 lost
+            "noise_auroc_counting": 1 / 2,
+            # class 0: wrong .9, right .1; class 1 has no wrong positive
+            "noise_auroc_within_class": 1.0,
             "noise_before": 2 / 5,
             "noise_remaining": 1 / 5,
             "correction_precision": 1.0,
@@ -132,6 +139,76 @@ def test_auroc_equals_scikit_learn_and_pools_pairs_within_clients():
         won += auroc * noisy.sum() * (~noisy).sum()
         pairs += noisy.sum() * (~noisy).sum()
     assert pool(counts)["noise_auroc"] == pytest.approx(won / pairs, abs=1e-12)
+
+
+def counted_reference(clients: list[dict]) -> float:
+    """AUROC of the number of annotated positives, pair by pair within each client."""
+    won = pairs = 0.0
+    for client in clients:
+        observed, known = client["labels"].observed, client["true"] >= 0
+        judged = np.flatnonzero((client["labels"].annotated & known).any(axis=1))
+        score = client["noise_score"]
+        judged = [i for i in judged if score is None or score[i] >= 0]
+        noisy = [(client["noise"][i] & client["labels"].annotated[i]).any() for i in judged]
+        count = [int(np.nansum(observed[i])) for i in judged]
+        for i in np.flatnonzero(noisy):
+            for j in np.flatnonzero(~np.array(noisy)):
+                pairs += 1
+                won += (count[i] > count[j]) + 0.5 * (count[i] == count[j])
+    return won / pairs
+
+
+def test_counting_positives_is_judged_on_the_same_images_and_without_a_score_too():
+    clients = [random_client(seed) for seed in range(3)]
+    for client in clients:
+        client["noise_score"][::4] = NAN
+    figures = pool([label_counts(**client) for client in clients])
+    assert figures["noise_auroc_counting"] == pytest.approx(counted_reference(clients), abs=1e-12)
+    silent = [client | {"noise_score": None, "flagged": None} for client in clients]
+    alone = pool([label_counts(**client) for client in silent])
+    assert alone["noise_auroc_counting"] == pytest.approx(counted_reference(silent), abs=1e-12)
+    assert "noise_auroc" not in alone and "noise_auroc_within_class" not in alone
+    # a site without a score is not compared where others have one
+    mixed = pool([label_counts(**client) for client in (clients[0], silent[1])])
+    assert mixed["noise_auroc_counting"] == pytest.approx(counted_reference(clients[:1]), abs=1e-12)
+
+
+def test_within_a_class_wrong_positives_are_ranked_against_right_ones():
+    clients = [random_client(seed) for seed in range(3)]
+    clients[0]["noise_score"][::4] = NAN
+    figures = []
+    for c in range(5):
+        won = pairs = 0.0
+        for client in clients:
+            given = client["labels"].observed[:, c] == 1
+            score, noise = client["noise_score"], client["noise"][:, c]
+            given = given & (client["true"][:, c] >= 0) & (score >= 0)
+            for wrong in score[given & noise]:
+                for right in score[given & ~noise]:
+                    pairs += 1
+                    won += (wrong > right) + 0.5 * (wrong == right)
+        figures.append(won / pairs)
+    found = pool([label_counts(**client) for client in clients])
+    assert found["noise_auroc_within_class"] == pytest.approx(np.mean(figures), abs=1e-12)
+
+
+def test_an_assumed_negative_that_is_present_is_noise(dataset):
+    plain = tiny.make_scenario(dataset, mask="cells")
+    assumed = ~plain.annotated & (plain.client >= 0)[:, None]
+    noisy = np.where(assumed, 0, plain.noisy).astype(np.float32)
+    scenario = replace(plain, noisy=noisy, annotated=plain.annotated | assumed, assumed=assumed)
+    config = tiny.make_config("fedavg", missing=0.5, missing_type="cells", assume_negative=True)
+    simulation = tiny.make_simulation(config, dataset, scenario)
+    figures, each = simulation.evaluator.label_diagnostics(simulation.clients)
+    wrong = (assumed & (dataset.labels == 1))[plain.client >= 0]
+    assert 0 < wrong.mean() == pytest.approx(figures["noise_before"])
+    assert figures["noise_auroc_counting"] < 0.5  # what is omitted leaves fewer positives
+    assert figures["pseudo_cells"] == 0 and len(each) == 3
+    # the classes that a site annotates are those that somebody looked at
+    assert np.array_equal(
+        simulation.evaluator.annotated,
+        [plain.annotated[plain.rows(k)].any(axis=0) for k in range(3)],
+    )
 
 
 def test_undefined_figures_are_left_out():

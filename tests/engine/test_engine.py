@@ -117,7 +117,7 @@ def test_a_method_that_asks_gets_two_views(dataset: ImageDataset) -> None:
     seen = []
 
     class TwoViews(method_class("fedavg")):
-        views = 2
+        second_view = "strong"
 
         def loss(self, client, model, batch, message):
             seen.append(batch)
@@ -126,7 +126,9 @@ def test_a_method_that_asks_gets_two_views(dataset: ImageDataset) -> None:
     plan, flat = make_plan(), FlatModel(build_module("small", classes=4, weights="none", seed=1))
     client = make_client(dataset, dataset.labels[:16], plan)
     client.train(flat, TwoViews(plan), Broadcast(0, flat.snapshot()))
-    generator = torch.Generator().manual_seed(derive_seed(plan.seed, "client", 0, 0))
+    seed = derive_seed(plan.seed, "client", 0, 0)
+    generator = torch.Generator().manual_seed(seed)
+    other = torch.Generator().manual_seed(derive_seed(seed, "second view"))
     order = torch.randperm(16, generator=generator).numpy()
     augmenter = Augmenter(*channel_statistics(dataset.images, np.arange(16)))
     for start, batch in zip((0, 8), seen, strict=True):
@@ -134,7 +136,7 @@ def test_a_method_that_asks_gets_two_views(dataset: ImageDataset) -> None:
         np.testing.assert_array_equal(batch.rows, rows)
         pixels = torch.from_numpy(dataset.images[rows])
         assert torch.equal(batch.images, augmenter.view(pixels, generator, strength=WEAK))
-        assert torch.equal(batch.strong, augmenter.view(pixels, generator, strength=STRONG))
+        assert torch.equal(batch.second, augmenter.view(pixels, other, strength=STRONG))
         np.testing.assert_array_equal(batch.target, dataset.labels[rows])
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from tiny import make_config, make_scenario, simulate
 
+from utils_.datasets.base import TEST, VAL, ImageDataset
 from utils_.metrics import annotated_missing_means, multilabel_metrics
 from utils_.rng import derive
+from utils_.thresholds import best_thresholds, tuned_metrics
 
 LEVELS = [0.0, -0.0, 1e-40, 0.1, 0.25, 0.5, np.nextafter(0.5, 0), 0.9, 1.0]
 
@@ -177,3 +182,105 @@ def test_annotated_and_missing_means_go_over_pairs():
     assert annotated_missing_means(np.array([0.2]), np.ones((2, 1), bool)) == {
         "mAP_annotated": pytest.approx(0.2)
     }
+
+
+# ---- thresholds chosen on validation
+
+
+def best_by_search(probability: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Try every probability of a class, from high to low, with scikit-learn."""
+    found = []
+    for p, y in zip(probability.T, truth.T, strict=True):
+        p, y = p[~np.isnan(y)].astype(float), y[~np.isnan(y)]
+        best, score = 0.5, 0.0
+        for threshold in np.unique(p)[::-1] if y.any() else ():
+            f1 = sk.f1_score(y, p >= threshold, zero_division=0)
+            if f1 > score + 1e-12:
+                best, score = threshold, f1
+        found.append(best)
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    images=st.integers(1, 25),
+    unknown=st.sampled_from([0.0, 0.3, 0.9]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_thresholds_are_those_of_a_search(seed, images, unknown, dtype):
+    probability, truth = random_case(seed, images=images, classes=3, unknown=unknown, dtype=dtype)
+    thresholds = best_thresholds(probability, truth)
+    np.testing.assert_array_equal(thresholds, best_by_search(probability, truth))
+    others, other_truth = random_case(seed + 2, images=20, classes=3, unknown=unknown, dtype=dtype)
+    guess = np.where(others >= thresholds, 1.0, 0.0)
+    expected = reference(guess, other_truth)
+    found = tuned_metrics(others, other_truth, thresholds=thresholds)
+    with_positives = expected["positives"] > 0
+    both = with_positives & (expected["positives"] < expected["evaluated"])
+    for name, column, chosen in (
+        ("macro_f1_tuned", "f1", with_positives),
+        ("macro_recall_tuned", "recall", with_positives),
+        ("macro_precision_tuned", "precision", with_positives),
+        ("balanced_accuracy_tuned", "balanced_accuracy", both),
+    ):
+        values = expected[column][chosen]
+        mean = values.mean() if len(values) else np.nan
+        assert found.pop(name) == pytest.approx(mean, abs=1e-12, nan_ok=True)
+    assert not found
+
+
+def test_of_equal_thresholds_the_highest_and_without_positives_one_half():
+    # class 0: 0.9 gives F1 2/3; 0.3 gives 2 * 2 / (4 + 2) = 2/3 as well
+    probability = np.array([[0.9, 0.9], [0.5, 0.8], [0.4, 0.7], [0.3, 0.6]])
+    truth = np.array([[1, 0], [0, 0], [0, np.nan], [1, 0]])
+    assert best_thresholds(probability, truth).tolist() == [0.9, 0.5]
+
+
+def shifted_truth(dataset: ImageDataset) -> ImageDataset:
+    """The same images, with a test part whose labels ask for other thresholds."""
+    labels = dataset.labels.copy()
+    labels[dataset.part == TEST] = 1 - labels[dataset.part == TEST]
+    return replace(dataset, labels=labels)
+
+
+def test_a_run_scores_at_thresholds_of_the_same_model_on_validation(dataset):
+    trace = simulate(make_config("fedavg", rounds=3), dataset, make_scenario(dataset))
+    simulation, result = trace.simulation, trace.result
+    for sent, row in zip(trace.sent[1:], simulation.history, strict=False):
+        thresholds = best_by_search(*simulation.evaluator.predict(sent.model, VAL))
+        for part, prefix in ((VAL, "val_"), (TEST, "test_")):
+            probability, truth = simulation.evaluator.predict(sent.model, part)
+            expected = tuned_metrics(probability, truth, thresholds=np.array(thresholds))
+            assert {name: row[prefix + name] for name in expected} == expected
+    for rule in ("last", "last5", "val_selected", "oracle_selected"):
+        assert set(expected) <= set(result[rule])
+    chosen = simulation.history[result["val_selected"]["round"]]
+    assert all(result["val_selected"][n] == chosen["test_" + n] for n in expected)
+    # the labels of the test part choose nothing
+    other = shifted_truth(dataset)
+    again = simulate(make_config("fedavg", rounds=3), other, make_scenario(other)).simulation
+    vector = trace.sent[1].model
+    probability, truth = again.evaluator.predict(vector, TEST)
+    thresholds = best_thresholds(*simulation.evaluator.predict(vector, VAL))
+    expected = tuned_metrics(probability, truth, thresholds=thresholds)
+    assert expected.items() <= again.evaluator.score(vector, TEST).overall.items()
+
+
+def test_each_site_of_local_has_thresholds_of_its_own(dataset):
+    trace = simulate(make_config("local", rounds=2), dataset, make_scenario(dataset))
+    evaluator, scores = trace.simulation.evaluator, []
+    for vector in trace.simulation.scored:
+        thresholds = best_thresholds(*evaluator.predict(vector, VAL))
+        scores.append(tuned_metrics(*evaluator.predict(vector, TEST), thresholds=thresholds))
+    found = trace.simulation.history[-1]
+    for name in scores[0]:
+        mean = np.mean([score[name] for score in scores])
+        assert found["test_" + name] == pytest.approx(mean, abs=1e-12)
+
+
+def test_without_validation_there_are_no_tuned_metrics(dataset):
+    dataset = replace(dataset, part=np.where(dataset.part == VAL, TEST, dataset.part))
+    trace = simulate(make_config("fedavg", rounds=2), dataset, make_scenario(dataset))
+    assert not [name for row in trace.simulation.history for name in row if "tuned" in name]
+    assert not [name for name in trace.result["last5"] if "tuned" in name]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import ROOT
+from tiny import ROOT, make_plan
 from torch import nn
 
-from src.models import MODELS, PREDICT_BATCH, FlatModel, build_module
+from src.models import MODELS, PREDICT_BATCH, FlatAdamW, FlatModel, FlatSGD, build_module
 from utils_.augment import Augmenter
 from utils_.errors import UserError
 from utils_.rng import derive
@@ -124,7 +126,7 @@ def test_one_step_changes_the_module_and_no_buffer() -> None:
     before = flat.snapshot()
     flat.module.eval()
     flat.forward(batch()).sum().backward()
-    flat.optimizer(lr=1e-2, weight_decay=0).step()
+    flat.optimizer(make_plan(lr=1e-2, weight_decay=0), 0).step()
     moved = flat.vector != before
     assert moved[: flat.parameter_count].float().mean() > 0.9
     assert not moved[flat.parameter_count :].any()
@@ -139,23 +141,60 @@ def test_the_optimiser_is_torchs_fused_adamw() -> None:
     expected = flat.parameters.detach().clone().requires_grad_()
     options = {"lr": 3e-3, "weight_decay": 0.1}
     theirs = torch.optim.AdamW([expected], fused=True, **options)
-    ours = flat.optimizer(**options)
+    walk(flat, flat.optimizer(make_plan(**options), 0), theirs, expected)
+    assert torch.equal(flat.parameters, expected)
+
+
+def walk(flat: FlatModel, ours: FlatAdamW | FlatSGD, theirs: Any, expected: torch.Tensor) -> None:
+    """Twenty steps of both on the same gradients."""
     for step in range(20):
         generator = torch.Generator().manual_seed(step)
         flat.gradient.copy_(torch.randn(flat.parameter_count, generator=generator))
         expected.grad = flat.gradient.clone()
         ours.step()
         theirs.step()
-    assert torch.equal(flat.parameters, expected)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torchs(momentum: float) -> None:
+    _, flat = pair()
+    expected = flat.parameters.detach().clone().requires_grad_()
+    options = {"lr": 3e-2, "weight_decay": 0.1, "momentum": momentum}
+    theirs = torch.optim.SGD([expected], **options)
+    ours = flat.optimizer(make_plan(optimizer="sgd", **options), 0)
+    before = expected.detach().clone()
+    walk(flat, ours, theirs, expected)
+    torch.testing.assert_close(flat.parameters, expected, rtol=1e-5, atol=1e-6)
+    assert (before - expected).abs().mean() > 0.05
+
+
+def test_the_course_of_the_learning_rate() -> None:
+    constant, cosine = (make_plan(lr=0.2, lr_schedule=s, rounds=10) for s in ("constant", "cosine"))
+    assert {constant.lr_at(t) for t in range(10)} == {0.2}
+    found = [cosine.lr_at(t) for t in range(10)]
+    assert found == pytest.approx([0.1 * (1 + math.cos(math.pi * t / 10)) for t in range(10)])
+    assert found[0] == 0.2 and found[5] == pytest.approx(0.1) and 0 < found[9] < 0.006
+
+
+def test_a_view_aside_changes_no_statistics() -> None:
+    _, flat = pair()
+    flat.train()
+    kept, images = flat.buffers.clone(), batch()
+    aside = flat.forward_aside(images)
+    assert torch.equal(flat.buffers, kept)
+    assert torch.equal(aside, flat.forward(images))
+    assert not torch.equal(flat.buffers, kept)
+    aside.sum().backward()
+    assert flat.gradient.abs().sum() > 0
 
 
 def test_training_does_not_import_the_compiler() -> None:
     """It costs every process seconds; torch's optimiser classes bring it."""
     code = (
-        "import sys, torch; from src.models import FlatModel, build_module; "
+        "import sys, torch; from src.models import FlatAdamW, FlatModel, build_module; "
         "flat = FlatModel(build_module('small', classes=3, weights='none', seed=1)); "
         "flat.forward(torch.zeros(2, 3, 16, 16)).sum().backward(); "
-        "flat.optimizer(lr=1e-3, weight_decay=0).step(); "
+        "FlatAdamW(flat.parameters, lr=1e-3, weight_decay=0).step(); "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     root = ROOT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import make_plan
+from tiny import make_config, make_plan, make_scenario, simulate
 
 from src.aggregation import Layout, mean_by_images
 from src.messages import NO_MODEL, Report, message_bytes
-from src.methods import method_class
+from src.methods import method_class, method_names
 from src.outliers import credit
 from src.server import NoReportLeft, Server
+from utils_.datasets.base import ImageDataset
 
 LENGTH = 7
 
@@ -131,6 +133,68 @@ def test_a_report_that_cannot_be_used_is_left_out(
     assert server.scores == others.scores
     assert server.round == 1
     assert server.bytes_up == sum(message_bytes(report) for report in reports)
+
+
+SPOILT: dict[str, tuple[Any, str]] = {
+    "nan": (lambda a: np.where(np.arange(a.size).reshape(a.shape) == 1, np.nan, a), "not finite"),
+    "inf": (lambda a: a / 0.0, "not finite"),
+    "one class less": (lambda a: a[..., :-1], r"has shape \(3,\) instead of \(4\)"),
+    "one axis more": (lambda a: a[None], r"has shape \(1, 4\) instead of \(4\)"),
+    "text": (lambda a: a.astype(str), "instead of numbers"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("settings", [{}, {"aggregator": "median"}, {"suppress_outliers": True}])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_report_whose_extras_cannot_be_used_is_left_out(
+    how: str, settings: dict, place: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether it comes first or later, for reports are folded one at a time."""
+    spoil_array, told = SPOILT[how]
+    reports = [replace(r, extras=counts_of(r.client)) for r in make_reports([1, 2, 3, 4, 5], 8)]
+    with np.errstate(all="ignore"):
+        array = spoil_array(reports[place].extras["positives"])
+    bad = replace(reports[place], extras=reports[place].extras | {"positives": array})
+    servers = [make_priors_server(**settings) for _ in range(2)]
+    with caplog.at_level(logging.WARNING, "fednml"):
+        servers[0].finish_round([*reports[:place], bad, *reports[place + 1 :]])
+    assert list(servers[0].rejected) == [place]
+    named = f"round 0: client {place} is left out: its array 'positives' .*{told}"
+    assert re.fullmatch(named, caplog.records[0].getMessage())
+    servers[1].finish_round([*reports[:place], *reports[place + 1 :]])
+    assert torch.equal(servers[0].model, servers[1].model)
+    for name, array in servers[1].memory.items():
+        np.testing.assert_array_equal(servers[0].memory[name], array)
+    assert np.isfinite(servers[0].memory["prior"]).all()
+
+
+def counts_of(client: int) -> dict[str, np.ndarray]:
+    positives = np.arange(1, 5, dtype=np.float32) + client
+    return {"positives": positives, "annotated": positives + 10}
+
+
+def make_priors_server(**settings: Any) -> Server:
+    """Of a method whose sites tell their class counts; the model is a head of one feature."""
+    layout = Layout(8, slice(0, 4), slice(4, 8))
+    method = method_class("fixmatch")(make_plan(clients=5, **settings))
+    return Server(torch.zeros(8), method, layout)
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_says_what_its_sites_report(method: str, dataset: ImageDataset) -> None:
+    """Else arrays of a wrong shape would pass, and NaN that means unknown would not."""
+    scenario = make_scenario(dataset, mask="cells", noise=0.2)
+    trace = simulate(make_config(method), dataset, scenario)
+    expected = trace.simulation.method.reported
+    lengths = trace.simulation.server.layout.lengths
+    reported = {name for report in trace.received for name in report.extras}
+    assert reported <= set(expected)
+    assert not any(row["rejected"] for row in trace.simulation.history)
+    for report in trace.received:
+        for name, array in report.extras.items():
+            axes = expected[name].axes
+            assert np.shape(array) == tuple(lengths.get(axis, axis) for axis in axes)
 
 
 def test_what_was_rejected_is_forgotten_in_the_next_round() -> None:

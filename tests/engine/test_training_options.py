@@ -1,4 +1,4 @@
-"""``--loss``, ``--class-weights``, ``--consistency``, ``--augment`` and ``--freeze-rounds``."""
+"""``--loss``, ``--class-weights``, ``--consistency``, ``--augment``, optimisers, biases."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import math
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "augment none": {"augment": "none"},
     "augment strong": {"augment": "strong"},
     "freeze": {"freeze_rounds": 2},
+    "sgd": {"optimizer": "sgd", "lr": 0.02},
+    "cosine": {"lr_schedule": "cosine"},
+    "biases": {"head_bias": "prior"},
     "ll_cp as published": {"loss": "ll_cp", "loss_param": {"unobserved": True, "delta": 5}},
     "all at once": {
         "loss": "elr",
@@ -209,7 +213,9 @@ def test_the_views_that_are_asked_for(augment: str, consistency: float) -> None:
     client, flat = make_client(augment=augment, consistency=consistency)
     method = Watched(client.plan)
     client.train(flat, method, Broadcast(0, flat.snapshot()))
-    generator = torch.Generator().manual_seed(derive_seed(client.plan.seed, "client", 0, 0))
+    seed = derive_seed(client.plan.seed, "client", 0, 0)
+    generator = torch.Generator().manual_seed(seed)
+    other = torch.Generator().manual_seed(derive_seed(seed, "second view"))
     order = torch.randperm(16, generator=generator).numpy()
     augmenter, images = client._augmenter, make_dataset().images
     for start, batch in zip((0, 8), method.batches, strict=True):
@@ -221,10 +227,10 @@ def test_the_views_that_are_asked_for(augment: str, consistency: float) -> None:
             first = augmenter.view(pixels, generator, strength=strength)
         assert torch.equal(batch.images, first)
         if consistency:
-            strong = augmenter.view(pixels, generator, strength=STRONG)
-            assert torch.equal(batch.strong, strong)
+            strong = augmenter.view(pixels, other, strength=STRONG)
+            assert torch.equal(batch.second, strong)
         else:
-            assert not batch.strong.numel()
+            assert not batch.second.numel()
 
 
 def make_step(round: int = 0, **settings: Any) -> tuple[Method, Client, FlatModel, Batch]:
@@ -245,7 +251,7 @@ def test_consistency_against_its_definition() -> None:
     same = FlatModel(build_module("small", classes=4, weights="none", seed=1))
     assert torch.equal(buffers, same.buffers), "the running statistics are those of the first view"
     target = same.forward(batch.images).sigmoid().detach()
-    loss = masked_bce(same.forward(batch.strong), target, torch.ones(6, 4))
+    loss = masked_bce(same.forward(batch.second), target, torch.ones(6, 4))
     (3.0 * math.exp(-5) * loss).backward()
     torch.testing.assert_close(found, same.gradient)
     assert found.any()
@@ -369,3 +375,50 @@ def test_a_frozen_run_is_thawed() -> None:
     sent = [outside_head(flat, message.model) for message in trace.sent]
     torch.testing.assert_close(sent[0], sent[2], rtol=1e-6, atol=1e-7)
     assert not torch.allclose(sent[2], outside_head(flat, trace.vector), rtol=1e-4, atol=1e-5)
+
+
+# ---- optimisers, learning rates, biases
+
+
+def test_sgd_and_adamw_differ_and_both_learn() -> None:
+    dataset = make_dataset()
+    scenario = make_scenario(dataset)
+    runs = {
+        kind: simulate(make_config(optimizer=kind, lr=lr, rounds=6), dataset, scenario)
+        for kind, lr in (("adamw", 0.01), ("sgd", 0.05))
+    }
+    assert not torch.equal(runs["adamw"].vector, runs["sgd"].vector)
+    for trace in runs.values():
+        losses = [row["train_loss"] for row in trace.simulation.history]
+        assert losses[-1] < losses[0] - 0.05
+
+
+def test_the_cosine_slows_the_last_rounds_down() -> None:
+    dataset = make_dataset()
+    scenario = make_scenario(dataset)
+    found = {}
+    for schedule in ("constant", "cosine"):
+        trace = simulate(make_config(lr_schedule=schedule, rounds=6), dataset, scenario)
+        own = slice(trace.simulation.server.layout.parameters)  # statistics know no rate
+        vectors = [message.model[own] for message in trace.sent] + [trace.vector[own]]
+        found[schedule] = [float((b - a).norm()) for a, b in pairwise(vectors)]
+    assert found["constant"][0] == found["cosine"][0], "the first round has the whole rate"
+    assert found["cosine"][-1] < 0.3 * found["constant"][-1]
+
+
+def test_biases_start_at_the_shared_log_odds() -> None:
+    dataset = make_dataset()
+    scenario = make_scenario(dataset, mask="classes", noise=0.2)
+    trace = simulate(make_config(head_bias="prior"), dataset, scenario)
+    bias = trace.simulation.server.layout.bias
+    observed = np.where(scenario.client[:, None] >= 0, scenario.observed, np.nan)
+    positives, known = np.nansum(observed, axis=0), (~np.isnan(observed)).sum(axis=0)
+    expected = np.log((positives + 0.5) / (known - positives + 0.5))
+    np.testing.assert_allclose(trace.sent[0].model[bias], expected, rtol=1e-5)
+    plain = simulate(make_config(), dataset, scenario)
+    assert "class_counts" not in trace.sent[0].extras, "what is asked for once is not sent again"
+    rest = torch.ones(len(plain.vector), dtype=torch.bool)
+    rest[bias] = False
+    assert torch.equal(trace.sent[0].model[rest], plain.sent[0].model[rest])
+    counted = trace.simulation.history[0]["bytes_up"] - plain.simulation.history[0]["bytes_up"]
+    assert counted == 3 * 2 * 4 * 4, "three sites tell two counts of four classes"

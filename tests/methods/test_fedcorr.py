@@ -11,12 +11,22 @@ import numpy as np
 import pytest
 import torch
 from by_hand import cross_entropy, float32_tolerance, mean
-from stand_ins import C, N, TwoLayers, make_batch, make_client, make_method, make_server, message
+from stand_ins import (
+    WARMUP,
+    C,
+    N,
+    TwoLayers,
+    make_batch,
+    make_client,
+    make_method,
+    make_server,
+    message,
+)
 from stand_ins import predictions as make_predictions
 from tiny import Trace, make_config, make_dataset, make_plan, make_scenario, simulate
 
 from src.messages import Report
-from src.methods.base import parse_params
+from src.methods.base import Method, parse_params
 from src.methods.fedcorr import (
     FedCorr,
     doubted_images,
@@ -28,15 +38,15 @@ from src.methods.fedcorr import (
 )
 from utils_.augment import mix_up
 from utils_.labels import CORRECTED, LabelState
-from utils_.mixture import upper_group
+from utils_.mixture import mean_and_error, upper_group
 from utils_.rng import derive
 
-FIRST, SECOND = 10, 55  # ends of the stages of 100 rounds
+FIRST, SECOND = 19, 60  # ends of the stages of 100 rounds, of which 10 are the warm-up
 
 
 def fedcorr(clients: int = 3, **settings: Any) -> FedCorr:
     param = settings.pop("param", {})
-    plan = make_plan(**{"clients": clients, "rounds": 100} | settings)
+    plan = make_plan(**{"clients": clients, "rounds": 100, "warmup_rounds": 0} | settings)
     return FedCorr(plan, parse_params(FedCorr, param))
 
 
@@ -60,7 +70,9 @@ def test_dimension_against_the_reference(neighbours: int) -> None:
     expected = [reference_dimension(vectors, i, neighbours) for i in range(N)]
     assert None not in expected
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert mean_dimensionality(vectors, neighbours=neighbours) == pytest.approx(mean(expected))
+    error = np.std(expected) / math.sqrt(N)
+    told = mean_dimensionality(vectors, neighbours=neighbours)
+    assert told == pytest.approx((mean(expected), error))
 
 
 @pytest.mark.numerics
@@ -82,7 +94,7 @@ def test_dimension_tells_a_line_from_a_cube() -> None:
     draw = derive(0, "cloud")
     line = np.outer(draw.random(400), np.ones(6))
     for cloud, dimension in ((line, 1), (draw.random((400, 6)), 6)):
-        assert mean_dimensionality(cloud, neighbours=20) == pytest.approx(dimension, rel=0.35)
+        assert mean_dimensionality(cloud, neighbours=20)[0] == pytest.approx(dimension, rel=0.35)
 
 
 @pytest.mark.filterwarnings("error")
@@ -100,7 +112,7 @@ def test_dimension_tells_a_line_from_a_cube() -> None:
 def test_dimension_is_undefined_where_it_has_no_answer(vectors: np.ndarray) -> None:
     found = local_dimensionality(vectors, neighbours=20)
     assert found.shape == (len(vectors),) and np.isnan(found).all()
-    assert math.isnan(mean_dimensionality(vectors, neighbours=20))
+    assert np.isnan(mean_dimensionality(vectors, neighbours=20)).all()
 
 
 # ---- two groups
@@ -144,12 +156,38 @@ def test_nothing_to_tell_apart(values: list) -> None:
 )
 def test_noisy_sites_with_few_clients(lid: list, noisy: list) -> None:
     """Never all: the lower group has the smallest."""
-    known = np.isfinite(lid)
-    sums = np.stack([np.nan_to_num(lid) * 3, known * 3])
-    memory = {"lid": sums, "told_level": np.linspace(0.2, 0.5, len(lid))}
-    found = noise_levels(memory, seed=0)
+    scores = np.stack([lid, np.full(len(lid), 0.01)], axis=-1)[None].repeat(3, axis=0)
+    memory = {"lid": scores, "told_level": np.linspace(0.2, 0.5, len(lid))}
+    found = noise_levels(memory, seed=0, alpha=1)
     np.testing.assert_array_equal(np.flatnonzero(found), noisy)
     np.testing.assert_allclose(found[noisy], memory["told_level"][noisy], rtol=1e-6)
+    assert not noise_levels(memory, seed=0, alpha=0).any()
+
+
+@pytest.mark.parametrize(("error", "noisy"), [(0.01, [2, 3]), (3.0, [])])
+def test_sites_no_farther_apart_than_by_chance_are_clean(error: float, noisy: list) -> None:
+    scores = np.stack([[1.0, 1.1, 2.0, 2.1], np.full(4, error)], axis=-1)[None]
+    memory = {"lid": scores, "told_level": np.full(4, 0.3)}
+    found = noise_levels(memory, seed=0, alpha=0.01)
+    assert np.flatnonzero(found).tolist() == noisy
+
+
+def test_means_and_errors_against_the_reference() -> None:
+    """Residuals of sites and iterations, by hand; an iteration to come is not known."""
+    draw = derive(0, "scores")
+    scores = np.stack([draw.normal(5, 1, (4, 3)), draw.uniform(0.1, 0.5, (4, 3))], axis=-1)
+    scores[3] = np.nan
+    mean_found, error_found = mean_and_error(scores)
+    lid = scores[:3, :, 0].tolist()
+    by_site = [mean(row[k] for row in lid) for k in range(3)]
+    by_turn, overall = [mean(row) for row in lid], mean(mean(row) for row in lid)
+    rest = [
+        (lid[i][k] - by_site[k] - by_turn[i] + overall) ** 2 for i in range(3) for k in range(3)
+    ]
+    for k in range(3):
+        images = mean(float(scores[i, k, 1]) ** 2 for i in range(3))
+        assert mean_found[k] == pytest.approx(by_site[k])
+        assert error_found[k] == pytest.approx(math.sqrt(images + sum(rest) / 4 / 3))
 
 
 # ---- losses and labels of a site
@@ -164,13 +202,15 @@ def test_losses_against_the_reference() -> None:
     labels = LabelState(observed)
     labels.correct(labels.annotated & (np.arange(N) == 2)[:, None], np.full((N, C), 0.25))
     (loss, posterior), share = doubted_images(predicted, labels, seed=0)
+    cell = {}
+    for i, c in np.argwhere(labels.annotated).tolist():
+        p = min(max(float(predicted[i, c]), 1e-7), 1 - 1e-7)
+        cell[i, c] = cross_entropy(math.log(p / (1 - p)), float(labels.target[i, c]))
+    kind = {(i, c): (c, bool(labels.target[i, c] > 0.5)) for i, c in cell}
+    usual = {k: mean(cell[at] for at in cell if kind[at] == k) for k in set(kind.values())}
     for i in range(N):
-        cells = np.flatnonzero(labels.annotated[i])
-        expected = mean(
-            cross_entropy(math.log(p / (1 - p)), float(labels.target[i, c]))
-            for c, p in ((c, min(max(float(predicted[i, c]), 1e-7), 1 - 1e-7)) for c in cells)
-        )
-        assert loss[i] == pytest.approx(expected, rel=1e-5) if len(cells) else math.isnan(loss[i])
+        above = [cell[at] - usual[kind[at]] for at in cell if at[0] == i]
+        assert loss[i] == pytest.approx(mean(above), abs=1e-5) if above else math.isnan(loss[i])
     np.testing.assert_allclose(posterior, upper_group(loss, seed=0), atol=1e-6)
     known = labels.annotated.any(axis=1)
     assert not known[5] and 0 < share < 1
@@ -257,7 +297,7 @@ def reference_loss(
 
 
 @pytest.mark.numerics
-@pytest.mark.parametrize(("round", "level"), [(0, 0.0), (3, 0.4), (9, 0.4), (10, 0.4), (60, 0.4)])
+@pytest.mark.parametrize(("round", "level"), [(0, 0.0), (12, 0.4), (18, 0.4), (19, 0.4), (60, 0.4)])
 def test_the_objective_against_the_reference(round: int, level: float) -> None:
     method, client, model = make_method("fedcorr", proximal=5), make_client(), TwoLayers()
     client.round, client.predicted = round, make_predictions(0)
@@ -307,6 +347,9 @@ def test_mixup_keeps_unknown_cells_unknown() -> None:
         (100, 4, {"param": {"at_once": 0}}, (4, 12, 57)),  # 2.5 iterations: 3
         (100, 5, {"fraction": 0.4}, (3, 9, 54)),
         (8, 100, {"fraction": 0.01}, (100, 100, 104)),
+        (100, 4, {"warmup_rounds": 10}, (1, 19, 60)),  # 9 and 40.5 of 90: 9 and 41
+        (100, 4, {"warmup_rounds": 10, "param": {"at_once": 0}}, (4, 18, 59)),
+        (3, 3, {"warmup_rounds": 3}, (1, 4, 4)),
     ],
 )
 def test_stages_are_shares_of_the_rounds(
@@ -328,6 +371,19 @@ def test_an_iteration_visits_every_site_once(clients: int, at_once: float) -> No
     assert at_once == 1 or len({tuple(order) for order in orders}) > 1
 
 
+def test_the_warm_up_is_fedavg_s() -> None:
+    method, plain = fedcorr(5, fraction=0.4, warmup_rounds=6), fedcorr(5, fraction=0.4)
+    server = make_server(method)
+    usual = [Method.select(method, SimpleNamespace(round=r)) for r in range(6)]
+    assert [method.select(SimpleNamespace(round=r)) for r in range(6)] == usual
+    turns = [method.select(SimpleNamespace(round=r)) for r in range(6, 9)]
+    assert turns == [plain.select(SimpleNamespace(round=r)) for r in range(3)]
+    client = make_client(predicted=make_predictions(4))
+    assert method.after_local(client, TwoLayers(), message(5)) == {} and not client.memory
+    method.after_round(server, [Report(0, 9, None, {})])
+    assert not server.memory
+
+
 def test_the_second_stage_is_for_sites_of_little_noise() -> None:
     method = fedcorr(5, fraction=0.4)
     memory = {"noise_level": np.array([0, 0.3, 0.1, 0, 0.11], np.float32)}
@@ -343,7 +399,7 @@ def test_the_second_stage_is_for_sites_of_little_noise() -> None:
 
 def test_the_server_s_rule_against_the_reference() -> None:
     """Two sites of low and two of high dimension, two at a time."""
-    method = fedcorr(4, param={"at_once": 0.5})
+    method = fedcorr(4, param={"at_once": 0.5, "alpha": 1})
     server, draw = make_server(method), derive(0, "told")
     sums, latest = [0.0] * 4, [0.0] * 4
     for round in range(6):
@@ -353,10 +409,10 @@ def test_the_server_s_rule_against_the_reference() -> None:
         for k in method.select(server):
             lid, latest[k] = draw.random() + (5 if k > 1 else 0), draw.random()
             sums[k] += lid
-            extras = {"lid": np.array(lid), "noise_level": np.array(latest[k])}
+            extras = {"lid": np.array([lid, 0.1]), "noise_level": np.array(latest[k])}
             reports.append(Report(k, 9, None, extras))
         method.after_round(server, reports[::-1])
-        np.testing.assert_allclose(server.memory["lid"][0], sums, rtol=1e-12)
+        np.testing.assert_allclose(np.nansum(server.memory["lid"][..., 0], axis=0), sums)
         found = method.extras(server)["noise_level"]
         expected = [0, 0, *latest[2:]] if round % 2 else before  # at the end of an iteration
         np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -368,15 +424,15 @@ def test_the_server_s_rule_against_the_reference() -> None:
 def test_a_site_of_unknown_dimension_is_not_counted() -> None:
     method = fedcorr(3)
     server = make_server(method)
-    for lid in (math.nan, 2.0):
-        reports = [Report(0, 9, None, {"lid": np.array(lid), "noise_level": np.array(0.3)})]
-        method.after_round(server, reports)
-    np.testing.assert_array_equal(server.memory["lid"], [[2, 0, 0], [1, 0, 0]])
+    for server.round, lid in enumerate((math.nan, 2.0), method.plan.warmup_rounds):
+        extras = {"lid": np.array([lid, 0.1]), "noise_level": np.array(0.3)}
+        method.after_round(server, [Report(0, 9, None, extras)])
+    assert np.argwhere(np.isfinite(server.memory["lid"][..., 0])).tolist() == [[1, 0]]
     assert not server.memory["noise_level"].any()
 
 
 def test_a_noisy_site_acts_once_on_an_iteration() -> None:
-    method = make_method("fedcorr", relabel=0.8, confidence=0.6)
+    method = make_method("fedcorr", relabel=0.8, confidence=0.6, warmup=0)
     client, model = make_client(), TwoLayers()
     client.predicted = make_predictions(4)
     assert "lid" in method.after_local(client, model, message(0))
@@ -399,8 +455,8 @@ def test_a_noisy_site_acts_once_on_an_iteration() -> None:
 def test_a_clean_site_keeps_its_labels() -> None:
     method, client, model = make_method("fedcorr", confidence=0.5), make_client(), TwoLayers()
     client.predicted = make_predictions(4)
-    method.after_local(client, model, message(0))
-    for round in (1, 20, 60, 61):
+    method.after_local(client, model, message(WARMUP))
+    for round in (WARMUP + 1, 20, 60, 61):
         method.before_local(client, model, message(round, noise_level=np.zeros(3, np.float32)))
     assert not (client.labels.status == CORRECTED).any()
     np.testing.assert_array_equal(client.memory["noise_score"], 0)
@@ -428,7 +484,8 @@ def run(workers: str = "1", **param: Any) -> Trace:
     dataset = make_dataset()
     scenario = make_scenario(dataset, mask="cells", noise=0.3)
     stages = {"preprocessing": 0.5, "finetuning": 0.25}
-    config = make_config("fedcorr", rounds=8, workers=workers, lr=0.01, param=stages | param)
+    settings = {"rounds": 9, "warmup_rounds": 1, "workers": workers, "lr": 0.01}
+    config = make_config("fedcorr", **settings, param=stages | param)
     return simulate(config, dataset, scenario)
 
 
@@ -439,14 +496,15 @@ def test_all_stages_run(at_once: float) -> None:
     levels = [m.extras["noise_level"] for m in trace.sent]
     assert all(0 < (found > 0).sum() < 3 for found in levels[-4:])
     first, second = trace.simulation.method.schedule()[1:]
-    assert 0 < first < second < 8
+    assert 1 < first < second < 9
     assert any("lid" in r.extras for r in trace.received)
     per_round = [
         int(row["bytes_up"] // (4 * trace.vector.numel())) for row in trace.simulation.history
     ]
     clean = int((levels[first] <= 0).sum())
     together = 3 if at_once else 1
-    assert per_round == [together] * first + [clean] * (second - first) + [3] * (8 - second)
+    alone = [together] * (first - 1)
+    assert per_round == [3, *alone, *[clean] * (second - first), *[3] * (9 - second)]
     noisy = np.max(levels, axis=0) > 0  # at any time
     status = [(client.labels.status == CORRECTED).any() for client in trace.simulation.clients]
     assert any(status) and all(noisy[status])
@@ -455,8 +513,8 @@ def test_all_stages_run(at_once: float) -> None:
 def test_one_site_at_a_time_hands_the_model_on() -> None:
     trace = run(at_once=0.0)
     first = trace.simulation.method.schedule()[1]
-    later = [*(m.model for m in trace.sent[1:]), trace.vector]
-    for report, model in zip(trace.received[:first], later, strict=False):
+    later = [*(m.model for m in trace.sent[2:]), trace.vector]
+    for report, model in zip(trace.received[3 : 2 + first], later, strict=False):
         torch.testing.assert_close(model, report.model, rtol=0, atol=0)
 
 

@@ -17,9 +17,19 @@ from tiny import Trace, make_config, make_dataset, make_scenario, simulate
 from src.messages import Report
 from src.methods.fedelc import first_logits, label_divergence, label_step, merged_logits
 from utils_.labels import CORRECTED
-from utils_.noisy_clients import CLEAN, NOISY, NOT_HEARD, hear, normalised, vote_noisy, weighed
+from utils_.noisy_clients import (
+    CLEAN,
+    NOISY,
+    NOT_HEARD,
+    REPLICATES,
+    hear,
+    normalised,
+    vote_noisy,
+    weighed,
+)
 from utils_.rng import derive, derive_seed
 
+EVIDENCE = np.ones((2 + REPLICATES, 2, C), np.float32)
 VERDICT = {"noisy": np.array([NOISY, CLEAN, CLEAN], np.int8)}
 
 
@@ -216,22 +226,23 @@ def test_the_vote_is_that_of_all_sites_heard_so_far() -> None:
     table = draw.random((5, 2, C)).astype(np.float32) + np.array([0, 3, 0, 0, 3])[:, None, None]
     seeds = [derive_seed(make_method("fedelc").plan.seed, "vote", i) for i in range(9)]
     for heard in ([0, 2], [1, 3], [4]):
-        reports = [Report(k, 9, None, {"losses": table[k]}) for k in heard]
-        hear(memory, reports, clients=5, seeds=seeds, min_gap=0)
+        reports = [Report(k, 9, None, {"losses": table[k], "evidence": EVIDENCE}) for k in heard]
+        hear(memory, reports, clients=5, seeds=seeds, alpha=1)
     rows = normalised(table.reshape(5, -1), fill_minimum=False)
-    expected = vote_noisy(rows, seeds=seeds, min_gap=0)
+    expected = vote_noisy(rows, seeds=seeds)
     np.testing.assert_array_equal(memory["noisy"], expected)
     np.testing.assert_array_equal(memory["noisy"], [0, 1, 0, 0, 1])
     before = dict(memory)
-    hear(memory, [], clients=5, seeds=seeds, min_gap=0)
+    hear(memory, [], clients=5, seeds=seeds, alpha=1)
     assert memory == before
 
 
 def test_with_one_site_nobody_is_noisy() -> None:
     memory: dict = {}
-    reports = [Report(0, 9, None, {"losses": np.ones((2, C), np.float32)})]
-    hear(memory, reports, clients=1, seeds=[0], min_gap=0)
-    assert memory["noisy"].tolist() == [CLEAN]
+    told = {"losses": np.ones((2, C), np.float32), "evidence": EVIDENCE}
+    for alpha in (0.5, 1):
+        hear(memory, [Report(0, 9, None, told)], clients=1, seeds=[0], alpha=alpha)
+        assert memory["noisy"].tolist() == [CLEAN]
 
 
 @pytest.mark.numerics
@@ -284,10 +295,10 @@ def test_both_stages_run_and_workers_do_not_matter() -> None:
 
 
 def test_without_noisy_sites_it_is_logit_adjusted_fedavg() -> None:
-    one = run(rounds=4, warmup_rounds=1, param={"min_gap": 1.0})
+    one = run(rounds=4, warmup_rounds=1, param={"alpha": 0})
     other = run(rounds=4, warmup_rounds=4)
     assert torch.equal(one.vector, other.vector)
-    plain = run(rounds=4, param={"min_gap": 1.0, "logit_adjustment": False})
+    plain = run(rounds=4, param={"alpha": 0, "logit_adjustment": False})
     dataset = make_dataset()
     scenario = make_scenario(dataset, mask="cells", noise=0.3)
     fedavg = simulate(make_config("fedavg", rounds=4), dataset, scenario)

@@ -177,7 +177,7 @@ class Reference:
             y = self.label(b, c)
             if y is None or self.uncertain[b]:
                 continue
-            total += float(WEIGHT[c]) * cross_entropy(float(self.batch.strong[b, 1, c]), y)
+            total += float(WEIGHT[c]) * cross_entropy(float(self.batch.second[b, 1, c]), y)
             weights += float(WEIGHT[c])
         return total / weights
 
@@ -246,7 +246,7 @@ def test_the_student_sees_strong_views_and_mixed_weak_ones() -> None:
     batch = make_batch(client, np.arange(N))
     method.loss(client, model, batch, message())
     pairs, share = Reference(method.params, client, batch, 0).pairs()
-    expected = batch.strong.clone()
+    expected = batch.second.clone()
     for u, v in pairs:
         expected[u] = share * batch.images[u] + (1 - share) * batch.images[v]
     torch.testing.assert_close(model.seen[0], expected)
@@ -258,7 +258,7 @@ def test_masks_and_class_weights_act_on_single_entries() -> None:
     """Trap: a mean taken before the masks gives every entry the same gradient."""
     method, client, model = start(uncertain=0)
     batch = make_batch(client, np.arange(N))
-    logits = batch.strong[:, 1].clone().requires_grad_()
+    logits = batch.second[:, 1].clone().requires_grad_()
     model.forward = lambda images: logits
     method.loss(client, model, batch, message()).backward()
     reference = Reference(method.params, client, batch, 0)
@@ -278,7 +278,7 @@ def test_no_mixup_without_a_confident_partner() -> None:
     plain = make_method(uncertain=0.3, confident=0, mixup_weight=0)
     found = method.loss(client, model, batch, message())
     assert torch.equal(found, plain.loss(client, model, batch, message()))
-    assert torch.equal(model.seen[0], batch.strong)
+    assert torch.equal(model.seen[0], batch.second)
 
 
 @pytest.mark.numerics

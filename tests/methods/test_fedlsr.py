@@ -28,7 +28,7 @@ def sharpened(p: float, power: float) -> float:
 
 def reference(method: Any, batch: Any, model: TwoLayers, *, round: int, share: float) -> float:
     params = method.params
-    one, other = model.forward(batch.images).tolist(), model.forward(batch.strong).tolist()
+    one, other = model.forward(batch.images).tolist(), model.forward(batch.second).tolist()
     supervised, apart, doubt = [], [], []
     for b, c in np.ndindex(len(one), C):
         p, q = sigmoid(one[b][c]), sigmoid(other[b][c])
@@ -80,7 +80,7 @@ def test_probabilities_are_not_taken_for_logits() -> None:
     method, client, model = make_method("fedlsr"), make_client(), TwoLayers()
     batch = make_batch(client, ROWS)
     sure = torch.where(batch.target > 0, 20.0, -20.0)
-    model.forward = lambda images: torch.cat([sure, sure])
+    model.forward = model.forward_aside = lambda images: sure
     method.before_local(client, model, message(0))
     assert method.loss(client, model, batch, message(0)).item() == pytest.approx(0, abs=1e-6)
 

@@ -18,7 +18,7 @@ from tiny import PARAMS, Trace, make_config, make_dataset, make_plan, make_scena
 from src.config import Config
 from src.messages import Broadcast, Report, message_bytes
 from src.methods.base import parse_params
-from src.methods.fedmlp import FedMLP, pool_prototypes, similarity_margin, tag
+from src.methods.fedmlp import FedMLP, most_positives, pool_prototypes, similarity_margin, tag
 from utils_.labels import MISSING, OBSERVED, PSEUDO, LabelState
 from utils_.prototypes import class_prototypes
 from utils_.rng import derive
@@ -57,7 +57,7 @@ def make_site(labels: LabelState | None = None) -> FakeClient:
 
 
 def message(round: int, **extras: np.ndarray) -> Broadcast:
-    return Broadcast(round, VECTOR, extras)
+    return Broadcast(round, VECTOR, {"prior": np.full(C, 0.5, np.float32)} | extras)
 
 
 # ---- prototypes, one number after the other
@@ -110,9 +110,12 @@ def reference_margin(feature: np.ndarray, absent: np.ndarray, present: np.ndarra
 
 
 def reference_tags(
-    features: np.ndarray, free: np.ndarray, prototypes: np.ndarray, rates: Any
+    features: np.ndarray, free: np.ndarray, prototypes: np.ndarray, rates: Any, left: list
 ) -> dict:
-    """{cell: value} of one round; ``rates[b][c]`` is the share of group b tagged."""
+    """{cell: value} of one round; ``rates[b][c]`` is the share of group b tagged.
+
+    ``left[c]`` says how many positives the class may still have.
+    """
     tags = {}
     for c in range(C):
         absent, present = prototypes[0, c], prototypes[1, c]
@@ -122,6 +125,7 @@ def reference_tags(
         groups = [i for i in margin if margin[i] >= 0], [i for i in margin if margin[i] < 0]
         for b, group in enumerate(groups):
             count = max(1, math.floor(float(rates[b][c]) * len(group) + 1e-6))
+            count = min(count, left[c]) if b == 1 else count
             farthest = sorted(group, key=lambda i: -abs(margin[i]))
             tags |= {(i, c): float(b) for i in farthest[:count]}
     return tags
@@ -133,6 +137,12 @@ def make_prototypes() -> np.ndarray:
     return prototypes
 
 
+def room_for_positives(target: dict, observed: np.ndarray, c: int, prior: float) -> int:
+    """How many more of a class may be tagged present: its prior share of the tags, rounded up."""
+    tags = [v for (i, k), v in target.items() if k == c and math.isnan(observed[i, c])]
+    return math.ceil(prior * (len(tags) + 1) - 1e-4) - int(sum(tags))
+
+
 @pytest.mark.numerics
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_tagging_against_the_reference_round_by_round(adaptive: bool) -> None:
@@ -141,23 +151,29 @@ def test_tagging_against_the_reference_round_by_round(adaptive: bool) -> None:
     observed[::2, 1] = np.nan
     client, prototypes = make_site(LabelState(observed)), make_prototypes()
     degree = np.array([1, 0.7, 0.55, 0.9], np.float32)
+    prior = np.array([0.3, 0.3, 0.1, 0.42], np.float32)
     target = {cell: float(observed[cell]) for cell in zip(*np.nonzero(observed >= 0), strict=True)}
     tagged = 0
     for round in range(WARMUP, WARMUP + 4):
         client.embedded, client.cache = make_features(round), {}
         free = np.array([[(i, c) not in target for c in range(C)] for i in range(N)])
         pace = degree if adaptive else np.ones(C)
-        tags = reference_tags(client.embedded, free, prototypes, (0.2 * pace, 0.35 * pace))
+        left = [room_for_positives(target, observed, c, float(prior[c])) for c in range(C)]
+        rates = (0.2 * pace, 0.35 * pace)
+        tags = reference_tags(client.embedded, free, prototypes, rates, left)
         target |= tags
         tagged += len(tags)
-        method.before_local(client, None, message(round, prototypes=prototypes, degree=degree))
+        told = message(round, prototypes=prototypes, degree=degree, prior=prior)
+        method.before_local(client, None, told)
         expected = np.zeros((N, C))
         for cell, value in target.items():
             expected[cell] = value
         np.testing.assert_array_equal(client.labels.target, expected)
         known = np.array([[(i, c) in target for c in range(C)] for i in range(N)])
         np.testing.assert_array_equal(client.labels.weight, known.astype(np.float32))
-    assert tagged > 20
+    assert tagged > 12
+    tags = [value for (i, c), value in target.items() if math.isnan(observed[i, c]) and c == 2]
+    assert 0 < sum(tags) <= 0.1 * len(tags) + 1, "a tenth of class 2 is positive"
     status = client.labels.status
     assert (status == PSEUDO).sum() == tagged
     assert (status[~np.isnan(observed)] == OBSERVED).all(), "annotations are never changed"
@@ -168,18 +184,37 @@ def test_a_small_group_gets_one_tag_and_an_empty_one_none() -> None:
     """Trap: 0.5 % of a group of fewer than 200 is nothing, for ever."""
     margin = np.array([[0.3], [0.1], [0.2], [-0.1]])
     rates = np.array([0.005]), np.array([0.01])
-    cells, values = tag(margin, np.ones((4, 1), bool), rates)
+    limits = {"shares": rates, "most": np.array([9])}
+    cells, values = tag(margin, np.ones((4, 1), bool), **limits)
     assert cells[:, 0].tolist() == [True, False, False, True]
     assert values[cells].tolist() == [0, 1]
-    cells, _ = tag(margin, np.array([[False], [True], [True], [False]]), rates)
+    cells, _ = tag(margin, np.array([[False], [True], [True], [False]]), **limits)
     assert cells[:, 0].tolist() == [False, False, True, False]
-    assert not tag(margin, np.zeros((4, 1), bool), rates)[0].any()
-    assert not tag(np.full((4, 1), np.nan), np.ones((4, 1), bool), rates)[0].any()
+    assert not tag(margin, np.zeros((4, 1), bool), **limits)[0].any()
+    assert not tag(np.full((4, 1), np.nan), np.ones((4, 1), bool), **limits)[0].any()
+
+
+def test_positives_are_capped_and_negatives_are_not() -> None:
+    margin = np.array([[-0.3], [-0.5], [-0.4], [0.2], [0.1]])
+    both = np.ones(1), np.ones(1)
+    for most, expected in ((9, [1, 1, 1]), (2, [0, 1, 1]), (1, [0, 1, 0]), (0, [0, 0, 0])):
+        cells, values = tag(margin, np.ones((5, 1), bool), shares=both, most=np.array([most]))
+        assert cells[:3, 0].tolist() == values[:3, 0].tolist() == expected
+        assert cells[3:].all() and not values[3:].any()
+    below = tag(margin, np.ones((5, 1), bool), shares=both, most=np.array([-2]))
+    assert not below[1].any(), "the prior has fallen since"
+
+
+def test_the_most_positives_are_the_prior_s_share_rounded_up() -> None:
+    prior = np.array([0.06, 0.1, 1e-5, 0, np.nan, 0.06, 1], np.float32)
+    missing = np.array([100, 30, 100, 100, 100, 0, 7])
+    assert most_positives(prior, missing).tolist() == [6, 3, 1, 0, 0, 0, 7]
 
 
 def test_positives_are_tagged_where_no_negative_is() -> None:
     """Trap: in the release a clause drops the positives where there are no negatives."""
-    cells, values = tag(-np.ones((5, 1)), np.ones((5, 1), bool), (np.ones(1), np.ones(1)))
+    limits = {"shares": (np.ones(1), np.ones(1)), "most": np.array([5])}
+    cells, values = tag(-np.ones((5, 1)), np.ones((5, 1), bool), **limits)
     assert cells.all() and values.all()
 
 
@@ -205,14 +240,16 @@ def objectives(round: int, **param: Any) -> tuple[float, float]:
     views = 2 * torch.randn(2, len(rows), C, generator=torch.Generator().manual_seed(0))
     tables = (torch.from_numpy(table[rows].copy()) for table in (labels.target, labels.weight))
     batch = SimpleNamespace(
-        **dict(zip(("images", "strong"), views, strict=True)),
+        **dict(zip(("images", "second"), views, strict=True)),
         **dict(zip(("target", "weight"), tables, strict=True)),
         rows=rows,
     )
-    model = SimpleNamespace(forward=lambda images: images)
+    model = SimpleNamespace(forward=lambda images: images, forward_aside=lambda images: images)
     found = method.loss(client, model, batch, message(round)).item()
     adjust, distil = param.get("logit_adjustment", True), param.get("distil", True)
-    return found, sum(reference_loss(v, rows, labels, round, adjust, distil) for v in views) / 2
+    used = views if round < WARMUP else views[:1]  # the second stage trains one view
+    expected = [reference_loss(v, rows, labels, round, adjust, distil) for v in used]
+    return found, sum(expected) / len(expected)
 
 
 def reference_loss(
@@ -260,12 +297,15 @@ def test_the_adjustment_of_a_class_without_positives_or_annotations_is_finite() 
 @pytest.mark.numerics
 def test_the_report_against_the_reference() -> None:
     method, client = make_method(), make_site()
-    assert method.after_local(client, None, message(WARMUP - 2)) == {}
+    told = method.after_local(client, None, message(WARMUP - 2))
+    assert told.keys() == {"positives", "annotated"}
     extras = method.after_local(client, None, message(WARMUP - 1))
     expected = reference_prototypes(client.embedded, make_observed())
     atol = float32_tolerance(N, client.embedded)
     np.testing.assert_allclose(extras["prototypes"], expected, rtol=0, atol=atol)
     for c in range(C):
+        known = [y for y in client.labels.observed[:, c] if not math.isnan(y)]
+        assert (extras["positives"][c], extras["annotated"][c]) == (sum(known), len(known))
         missing = [i for i in range(N) if np.isnan(client.labels.observed[i, c])]
         sure = [i for i in missing if not 0.3 <= client.predicted[i, c] <= 0.7]
         assert extras["missing"][c] == len(missing)
@@ -276,20 +316,30 @@ def test_the_report_against_the_reference() -> None:
 def make_report(client: int, samples: int, sure: list, missing: list) -> Report:
     prototypes = derive(client, "sent").normal(size=(2, C, D)).astype(np.float32)
     counts = {"sure": np.array(sure, np.float32), "missing": np.array(missing, np.float32)}
-    return Report(client, samples, None, {"prototypes": prototypes, **counts})
+    return Report(client, samples, None, {"prototypes": prototypes, **counts, **cells(client)})
+
+
+def cells(client: int) -> dict[str, np.ndarray]:
+    """Class counts: client 0 annotates class 0 alone, of which it has 3 positives."""
+    annotated = np.array([10, 0, 0, 0] if client == 0 else [10, 40, 0, 20], np.float32)
+    positives = np.array([3, 0, 0, 0] if client == 0 else [0, 4, 0, 0], np.float32)
+    return {"positives": positives, "annotated": annotated}
 
 
 @pytest.mark.numerics
 def test_the_server_against_the_reference() -> None:
     """Degrees are the sites' confidences, weighted by images, over the sites that miss a class."""
     method, server = make_method(), SimpleNamespace(memory={}, round=WARMUP)
-    assert method.extras(server) == {}
-    method.after_round(server, [Report(0, 5, None, {})])
-    assert method.extras(server) == {}, "nothing is told in the first stage"
+    assert np.isnan(method.extras(server)["prior"]).all()
+    method.after_round(server, [Report(0, 5, None, cells(0))])
+    first = method.extras(server)
+    assert first.keys() == {"prior"}, "nothing else is told in the first stage"
+    np.testing.assert_allclose(first["prior"], [0.3, np.nan, np.nan, np.nan], atol=1e-6)
     one = make_report(0, 10, [5, 0, 0, 10], [10, 10, 0, 10])
     two = make_report(1, 30, [0, 15, 0, 0], [0, 30, 0, 0])
     method.after_round(server, [two, one])
     sent = method.extras(server)
+    np.testing.assert_allclose(sent["prior"], [3 / 20, 4 / 40, np.nan, 0], atol=1e-6)
     expected = [5 / 10, (10 * 0 + 30 * 15 / 30) / 40, 1, 1]
     np.testing.assert_allclose(sent["degree"], expected, atol=1e-6)
     mean = (10 * one.extras["prototypes"] + 30 * two.extras["prototypes"]) / 40
@@ -316,10 +366,20 @@ def test_the_second_stage_runs_with_the_defaults() -> None:
     assert FedMLP.Params().distil and FedMLP.Params().adaptive
 
 
+def test_logits_are_adjusted_by_default_as_in_the_paper() -> None:
+    client = make_site()
+    make_method().before_local(client, None, message(0))
+    assert client.cache["shift"][0] != 0
+    make_method(logit_adjustment=False).before_local(client, None, message(0))
+    assert not client.cache["shift"].any()
+
+
 @pytest.mark.parametrize("mask", ["classes", "cells"])
 def test_both_stages_are_run_in_the_tiny_federation(mask: str) -> None:
     trace = run(mask)
-    assert [sorted(m.extras) for m in trace.sent] == [[]] + 2 * [["degree", "prototypes"]]
+    assert [sorted(m.extras) for m in trace.sent] == [["prior"]] + 2 * [
+        ["degree", "prior", "prototypes"]
+    ]
     features = trace.sent[1].extras["prototypes"].shape[-1]
     assert trace.sent[1].extras["prototypes"].shape == (2, 4, features)
     expected = trace.simulation.model.head.in_features
@@ -366,7 +426,25 @@ def test_tags_last_and_grow() -> None:
 def test_hard_cases_end_well(mask: str, settings: dict) -> None:
     trace = run(mask, **settings)
     assert torch.isfinite(trace.vector).all()
-    assert all(np.isfinite(e).all() for m in trace.sent for e in m.extras.values())
+    sent = [message.extras for message in trace.sent]
+    assert all(np.isfinite(e).all() for m in sent for name, e in m.items() if name != "prior")
+
+
+@pytest.mark.parametrize("mask", ["classes", "cells"])
+def test_no_site_tags_more_positives_than_the_shared_prior_calls_for(mask: str) -> None:
+    """Half of the images are nearer to presence, so that many would be called positive."""
+    greedy = PARAMS["fedmlp"] | {"negative_rate": 0.3, "positive_rate": 1, "adaptive": False}
+    trace = run(mask, rounds=4, param=greedy)
+    prior, tagged = trace.simulation.server.memory["prior"], 0
+    for client in trace.simulation.clients:
+        labels = client.labels
+        missing = np.isnan(labels.observed)
+        for c in range(C):
+            count = int((missing[:, c] & (labels.target[:, c] == 1)).sum())
+            tags = int((missing[:, c] & (labels.weight[:, c] > 0)).sum())
+            assert count <= math.ceil(float(prior[c]) * (tags + 1) + 1)
+            tagged += count
+    assert tagged > 5
 
 
 def test_a_federation_without_a_single_positive_tags_nothing() -> None:

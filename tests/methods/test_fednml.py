@@ -83,6 +83,13 @@ class Reference:
         self.target = {c: float(observed[c]) for c in np.ndindex(N, C) if not self.is_missing(c)}
         self.weight = dict.fromkeys(self.target, 1.0)
         self.evidence: list[list[tuple[float, float]]] = []
+        self.counts = [sum(self.first(i, c) for i in range(N)) for c in range(C)]
+
+    def first(self, i: int, c: int) -> float:
+        """Label by which the published class counts start: 0 where it is hidden and not leaked."""
+        if not self.is_missing((i, c)):
+            return float(self.observed[i, c])
+        return 0.0 if self.hidden is None else float(self.hidden[i, c])
 
     def is_missing(self, cell: tuple[int, int]) -> bool:
         return bool(np.isnan(self.observed[cell]))
@@ -104,6 +111,16 @@ class Reference:
     def prior(self, shared: np.ndarray) -> list[float]:
         own = [self.own_prior(c) for c in range(C)]
         return [float(shared[c]) if math.isnan(own[c]) else own[c] for c in range(C)]
+
+    def margin_prior(self, shared: np.ndarray) -> list[float]:
+        return [n / N for n in self.counts] if self.params.published else self.prior(shared)
+
+    def follow(self, round: int) -> None:
+        """Step 6 of 1.6, after the labels of a refresh."""
+        rate = 0.8 * reference_ramp(round, 2)
+        for c in range(C):
+            now = sum(self.target[i, c] for i in range(N))
+            self.counts[c] = rate * now + (1 - rate) * self.counts[c]
 
     def score(self, predicted: np.ndarray) -> list[tuple[float, float]]:
         """Agreement and loss of each judged image; ours as means over the refreshes so far."""
@@ -199,11 +216,12 @@ def test_the_refinement_phase_against_the_reference(
             np.testing.assert_allclose(evidence, reference.score(predicted), atol=1e-5, rtol=1e-5)
             assert options["min_images"] == 20
             reference.refresh(predicted, client.memory["noise_score"], shared)
+            reference.follow(round)
         atol = float32_tolerance(4 * 6)  # running means of six refreshes
         for found, expected in (
             (client.labels.target, table(reference.target)),
             (client.labels.weight, table(reference.weight)),
-            (client.cache["prior"], reference.prior(shared)),
+            (client.cache["prior"], reference.margin_prior(shared)),
         ):
             np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
     assert len(asked) == 6
@@ -214,6 +232,39 @@ def test_the_refinement_phase_against_the_reference(
     missing = np.isnan(observed)
     assert (client.labels.status[missing] == PSEUDO).all()
     assert set(np.unique(client.labels.status[~missing])) == {OBSERVED, CORRECTED}
+
+
+@pytest.mark.parametrize("leak", [False, True])
+def test_the_published_class_counts_are_golden(leak: bool) -> None:
+    """nu <- l sum(y) + (1 - l) nu with l = 0.10827 at t = 10 and 0.13438 at t = 15."""
+    observed = np.full((N, C), np.nan, np.float32)
+    observed[:, 0] = np.arange(N) < 3
+    hidden = np.ones((N, C), np.float32) if leak else None
+    client = FakeClient(LabelState(observed), hidden=hidden)
+    client.predicted = np.full((N, C), 0.5, np.float32)
+    method = make_method(published=True, hidden_label_leak=leak, kd_weight=0.1, confident=0.9)
+    found = []
+    for round in (WARMUP, WARMUP + 1, WARMUP + 5):
+        method.before_local(client, None, message(round))
+        found.append(client.cache["prior"].tolist())
+    if leak:  # 12; labels of 0.9 and 0.82 each
+        one = 0.10827 * 10.8 + 0.89173 * 12
+        two = 0.13438 * 9.84 + 0.86562 * one
+    else:  # 0; predictions of one half, of twelve images
+        one = 0.10827 * 6
+        two = 0.13438 * 6 + 0.86562 * one
+    for prior, missing in zip(found, (one, one, two), strict=True):
+        expected = [3 / N, *[missing / N] * (C - 1)]
+        np.testing.assert_allclose(prior, expected, rtol=0, atol=2e-5)
+    assert client.memory["running_counts"].shape == (C,)
+
+
+def test_a_site_that_waits_for_its_first_refresh_counts_what_it_observed() -> None:
+    client = FakeClient(LabelState(make_observed()), predicted=predictions(0))
+    make_method(published=True).before_local(client, None, message(WARMUP + 1))
+    expected = np.nansum(make_observed(), axis=0) / N
+    np.testing.assert_allclose(client.cache["prior"], expected, atol=1e-6)
+    assert "running_counts" not in client.memory
 
 
 @BOTH

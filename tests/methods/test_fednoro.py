@@ -33,9 +33,13 @@ from utils_.noisy_clients import (
     CLEAN,
     NOISY,
     NOT_HEARD,
+    REPLICATES,
+    best_cut,
     class_losses,
     closeness,
     normalised,
+    surplus,
+    told_apart,
     vote_noisy,
 )
 from utils_.rng import derive, derive_seed
@@ -120,7 +124,7 @@ def noisy_table() -> tuple[np.ndarray, np.ndarray]:
 def test_sites_of_larger_losses_are_found() -> None:
     table, noisy = noisy_table()
     for rows in (table, table[::-1]):
-        found = vote_noisy(rows, seeds=range(9), min_gap=0)
+        found = vote_noisy(rows, seeds=range(9))
         np.testing.assert_array_equal(found, noisy if rows is table else noisy[::-1])
 
 
@@ -141,7 +145,7 @@ def test_the_vote_against_the_reference(sites: int) -> None:
     seeds = [derive_seed(1, "vote", i) for i in range(9)]
     for draw in range(4):
         table = derive(draw, "rows").random((sites, 8))
-        found = vote_noisy(table, seeds=seeds, min_gap=-1)
+        found = vote_noisy(table, seeds=seeds)
         expected = reference_vote(table, seeds)
         assert found.tolist() == expected
         assert 0 < found.sum() < sites
@@ -158,7 +162,7 @@ def test_the_set_named_most_often_wins_and_the_first_of_equals(
     )
     table = np.array([[0.0], [0.5], [1.0]])
     for seeds, winner in ([(1, 2, 3, 4, 5), 1], [(2, 1, 3, 4), 2], [(5, 1, 2, 3), 2]):
-        assert vote_noisy(table, seeds=seeds, min_gap=0).tolist() == ballots[winner]
+        assert vote_noisy(table, seeds=seeds).tolist() == ballots[winner]
 
 
 @pytest.mark.parametrize(
@@ -167,15 +171,100 @@ def test_the_set_named_most_often_wins_and_the_first_of_equals(
     ids=["one site", "no site", "no column", "all alike"],
 )
 def test_nobody_is_noisy_where_nobody_differs(table: np.ndarray) -> None:
-    assert vote_noisy(table, seeds=range(9), min_gap=0).tolist() == [False] * len(table)
+    assert vote_noisy(table, seeds=range(9)).tolist() == [False] * len(table)
 
 
-def test_groups_nearer_than_the_least_gap_are_no_groups() -> None:
-    table, noisy = noisy_table()
-    gap = table[noisy].mean() - table[~noisy].mean()
-    assert vote_noisy(table, seeds=range(3), min_gap=gap - 1e-6).any()
-    assert not vote_noisy(table, seeds=range(3), min_gap=gap).any()
-    assert not vote_noisy(np.array([[0.0], [1.0]]), seeds=range(3), min_gap=1).any()
+# ---- the test
+
+
+def reference_rates(losses: np.ndarray, evidence: np.ndarray) -> np.ndarray:
+    """Least squares over told cells: loss = mean of its column + rate of its site * lack."""
+    sites, columns = losses.shape
+    count = np.where(np.isnan(losses), 0, evidence[:, 0])
+    rows, wanted = [], []
+    for c in range(columns):
+        told = [k for k in range(sites) if count[k, c] > 0]
+        if len(told) < 2:
+            continue
+        total = sum(count[k, c] for k in told)
+        own = sum(count[k, c] * losses[k, c] for k in told) / total
+        lack = max(sum(count[k, c] * evidence[k, 1, c] for k in told) / total - own, 0)
+        variance = sum(count[k, c] ** 2 * evidence[k, 2:, c].var() for k in told) / total
+        for k in told:
+            row = np.zeros(columns + sites)
+            row[c], row[columns + k] = 1, lack
+            root = math.sqrt(count[k, c] / variance)
+            rows.append(row * root)
+            wanted.append(losses[k, c] * root)
+    rates = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0][columns:]
+    return rates - rates.mean()
+
+
+def make_evidence(losses: np.ndarray, replicates: int = 99) -> np.ndarray:
+    draw = derive(0, "evidence")
+    count = draw.integers(5, 60, losses.shape)
+    deviation = draw.normal(size=(len(losses), replicates, losses.shape[1])) * 0.1
+    blind = np.nan_to_num(losses) + draw.uniform(0.2, 3, losses.shape)
+    return np.concatenate([np.stack([count, blind], axis=1), deviation], axis=1)
+
+
+def test_rates_against_least_squares() -> None:
+    losses = derive(3, "losses").gamma(2, 0.5, (6, 8))
+    losses[derive(4, "losses").random(losses.shape) < 0.3] = np.nan
+    evidence = make_evidence(losses)
+    rates, information = surplus(losses, evidence)
+    expected = reference_rates(losses, evidence)
+    assert rates.shape == (100, 6) and (information > 0).all()
+    np.testing.assert_allclose(rates[0] - rates[0].mean(), expected, atol=1e-9)
+    count = np.where(np.isnan(losses), 0, evidence[:, 0])
+    means = (count * np.nan_to_num(losses)).sum(axis=0) / np.maximum(count.sum(axis=0), 1)
+    alike = means + evidence[:, 2 + 7]  # replicate 7
+    apart = alike - (count * alike).sum(axis=0) / np.maximum(count.sum(axis=0), 1)
+    same = np.where(np.isnan(losses), np.nan, means + apart)  # its columns have the pooled means
+    expected = reference_rates(same, evidence)
+    np.testing.assert_allclose(rates[8] - rates[8].mean(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("sites", [2, 3, 7])
+def test_the_best_cut_against_all_cuts(sites: int) -> None:
+    draw = derive(sites, "cut")
+    values, weight = draw.normal(size=(5, sites)), draw.uniform(0.5, 3, sites)
+    upper, squares = best_cut(values, weight)
+    for row, chosen, found in zip(values, upper, squares, strict=True):
+        best = (-1.0, set())
+        for bar in row:
+            high = {k for k in range(sites) if row[k] > bar}
+            if not high:
+                continue
+            low = set(range(sites)) - high
+            parts = [
+                (
+                    sum(weight[k] for k in p),
+                    sum(weight[k] * row[k] for k in p) / sum(weight[k] for k in p),
+                )
+                for p in (low, high)
+            ]
+            (a, x), (b, y) = parts
+            best = max(best, ((y - x) ** 2 * a * b / (a + b), high), key=lambda pair: pair[0])
+        assert found == pytest.approx(best[0]) and set(np.flatnonzero(chosen).tolist()) == best[1]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "found"), [(0.0, False), (0.009, False), (0.01, True), (0.9, True)]
+)
+def test_the_sites_themselves_count_among_the_replicates(alpha: float, found: bool) -> None:
+    """Far apart, no replicate comes near: the share is 1 of 100."""
+    losses = np.where([[False], [True], [False], [True]], 9.0, 1.0) + np.zeros((4, 6))
+    noisy = told_apart(losses, make_evidence(losses), alpha=alpha)
+    assert noisy.tolist() == [False, found, False, found]
+
+
+@pytest.mark.parametrize("sites", [0, 1, 5])
+def test_sites_that_are_equal_are_not_accused(sites: int) -> None:
+    losses = np.full((sites, 6), 0.5)
+    assert not told_apart(losses, make_evidence(losses), alpha=0.5).any()
+    losses[:] = np.nan
+    assert not told_apart(losses, make_evidence(losses), alpha=0.5).any()
 
 
 # ---- the objective
@@ -244,18 +333,6 @@ def test_distillation_grows_however_long_the_warm_up_is(warmup: int) -> None:
     assert weights == pytest.approx([0.8 * math.exp(-5), 0.8])
 
 
-@pytest.mark.parametrize(("higher", "noisy"), [(5, [0, 0, 0]), (7, [0, 0, 1])])
-def test_sites_alike_are_one_group(higher: int, noisy: list[int]) -> None:
-    """The third stands apart in 8 losses; its mean is 0.25 above the others', or 0.75."""
-    method = make_method("fednoro")
-    server = make_server(method, round=WARMUP - 1)
-    third = [1.0] * higher + [0.0] * (8 - higher)
-    told = [[1 - value for value in third]] * 2 + [third]
-    extras = ({"losses": np.array(row, np.float32)} for row in told)
-    method.after_round(server, [Report(k, 5, None, e) for k, e in enumerate(extras)])
-    assert (server.memory["noisy"] == NOISY).tolist() == noisy
-
-
 def test_a_site_without_positives_or_annotations_learns_finite_things() -> None:
     method, client = make_method("fednoro"), make_client(index=0, predicted=predictions(0))
     method.before_local(client, None, message(0))
@@ -281,21 +358,27 @@ def tell(method: Any, round: int, index: int = 0, flags: Any = None) -> dict:
 def test_losses_are_told_once_from_the_last_round_of_the_warm_up(warmup: int, first: int) -> None:
     method = make_method("fednoro", warmup=warmup, min_cells=1)
     assert tell(method, first - 1) == {}
-    told = tell(method, first)["losses"]
+    told = tell(method, first)
+    np.testing.assert_array_equal(told["evidence"][0, 1], np.nansum(make_observed(), axis=0))
     np.testing.assert_allclose(
-        told, reference_losses(predictions(0), make_observed(), 1), atol=1e-6, rtol=1e-6
+        told["losses"], reference_losses(predictions(0), make_observed(), 1), atol=1e-6, rtol=1e-6
     )
-    assert tell(method, first + 1, flags=[0, 1, -1]).keys() == {"losses"}, "someone is missing"
+    assert tell(method, first + 1, flags=[0, 1, -1]).keys() == {"losses", "evidence"}, (
+        "someone is missing"
+    )
     assert tell(method, first + 1, flags=[0, 1, 0]) == {}
 
 
 def report(client: int, losses: list | None = None, model: Any = None, samples: int = 10) -> Report:
-    extras = {} if losses is None else {"losses": np.array(losses, np.float32).reshape(2, C)}
+    extras = {}
+    if losses is not None:
+        extras["losses"] = np.array(losses, np.float32).reshape(2, C)
+        extras["evidence"] = np.zeros((2 + REPLICATES, 2, C), np.float32)
     return Report(client, samples, model, extras)
 
 
 def test_the_vote_is_repeated_until_all_have_been_heard() -> None:
-    method, server = make_method("fednoro"), make_server(make_method("fednoro"))
+    method, server = make_method("fednoro", alpha=1), make_server(make_method("fednoro"))
     assert method.extras(server) == {}
     method.after_round(server, [report(0), report(1)])
     assert method.extras(server) == {}
@@ -382,7 +465,9 @@ def run(mask: str = "cells", clients: int = 3, noise: float = 0.2, **settings: A
 def test_both_stages_are_run_in_the_tiny_federation(mask: str) -> None:
     trace = run(mask)
     assert [sorted(m.extras) for m in trace.sent] == [[], [], ["noisy"]]
-    assert [sorted(r.extras) for r in trace.received] == 3 * [[]] + 3 * [["losses"]] + 3 * [[]]
+    assert [sorted(r.extras) for r in trace.received] == 3 * [[]] + 3 * [
+        ["evidence", "losses"]
+    ] + 3 * [[]]
     flags = trace.sent[2].extras["noisy"]
     assert set(flags.tolist()) == {CLEAN, NOISY}
     assert [r.logs["noisy"] for r in trace.received] == [0] * 6 + flags.tolist()

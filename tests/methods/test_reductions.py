@@ -56,7 +56,7 @@ def test_scaffold_with_one_client_is_fedavg(name: str) -> None:
 
 @EACH_OPTION
 def test_fednoro_without_noisy_sites_stays_in_its_first_stage(name: str) -> None:
-    nobody = run("fednoro", name, **{"param.min_gap": 1})
+    nobody = run("fednoro", name, **{"param.alpha": 0})
     assert_same(nobody, run("fednoro", name, **PATIENT))
     told = [report for report in nobody.received if "losses" in report.extras]
     assert told, "the vote took place"

@@ -26,8 +26,9 @@ from stand_ins import (
 from tiny import make_config, make_scenario, simulate
 
 from src.messages import Report
-from src.methods.rofl import judge, likeliest, moved, pooled
+from src.methods.rofl import batch_sums, judge, likeliest, pooled
 from utils_.datasets.base import ImageDataset
+from utils_.labels import CORRECTED, OBSERVED, LabelState
 from utils_.rng import derive
 
 ROWS = [[3, 0, 7, 11, 5], [1, 2, 4, 6], [8, 9, 10]]
@@ -52,8 +53,9 @@ class Reference:
         self.params, self.plan, self.round = method.params, method.plan, round
         self.centroids = {vc: centroids[vc].astype(float).tolist() for vc in np.ndindex(2, C)}
         self.observed = observed
-        self.found: set = set()
-
+        self.members: dict = {}
+        self.trained = {(i, c): float(observed[i, c]) for i, c in np.argwhere(observed >= 0)}
+        self.positives: list[tuple[bool, bool]] = []  # of each seen: believed, made absent
         self.present = self.likeliest(predicted) if method.params.balanced else predicted > 0.5
 
     def likeliest(self, predicted: np.ndarray) -> np.ndarray:
@@ -84,7 +86,7 @@ class Reference:
 
     def loss(self, features: list, logits: list, batch: Any) -> float:
         chosen = self.select(logits, batch)
-        supervised, pull, doubt, members = [], [], [], {}
+        supervised, pull, doubt = [], [], []
         for b, c in np.ndindex(len(logits), C):
             if b not in chosen or batch.weight[b, c] == 0:
                 continue
@@ -95,24 +97,24 @@ class Reference:
             if judged and believed:
                 own = self.centroids[y, c]
                 pull.append(mean((f - m) ** 2 for f, m in zip(features[b], own, strict=True)))
+            given = y
             if not believed and self.round >= self.plan.warmup_rounds:
                 y = int(self.present[batch.rows[b], c])
+            if given == 1:
+                self.positives.append((believed, y == 0))
+            self.trained[batch.rows[b], c] = float(y)
             supervised.append(cross_entropy(logits[b][c], y))
             doubt.append(binary_entropy(sigmoid(logits[b][c])))
-            members.setdefault((y, c), []).append(features[b])
-        self.move(members)
+            self.members.setdefault((y, c), []).append(features[b])
         share = min(self.round / self.plan.warmup_rounds, 1) * self.params.centroid
         return mean(supervised) + share * mean(pull) + self.params.entropy * mean(doubt)
 
-    def move(self, members: dict) -> None:
-        for key, vectors in members.items():
-            centre = [mean(vector[d] for vector in vectors) for d in range(D)]
-            old = self.centroids[key]
-            share = cosine(old, centre) ** 2 if any(old) else 1
-            self.centroids[key] = [
-                (1 - share) * o + share * n for o, n in zip(old, centre, strict=True)
-            ]
-            self.found.add(key)
+    def logs(self) -> dict[str, float]:
+        doubted = [absent for believed, absent in self.positives if not believed]
+        logs = {"disbelieved_positives": len(doubted) / len(self.positives)}
+        if doubted and self.round >= self.plan.warmup_rounds:
+            logs["replaced_by_absence"] = sum(doubted) / len(doubted)
+        return logs
 
 
 # ---- the client
@@ -135,14 +137,55 @@ def test_a_round_of_a_client_against_the_reference(round: int, param: dict) -> N
         expected = reference.loss(features, logits, batch)
         cells = len(rows) * C
         assert found == pytest.approx(expected, abs=float32_tolerance(2 * cells, expected))
-        now, centroids = client.cache["centroids"].numpy(), reference.centroids
-        atol = float32_tolerance(2 * D * len(ROWS), [*centroids.values()])
-        for vc, centroid in centroids.items():
-            np.testing.assert_allclose(now[vc], centroid, rtol=0, atol=atol)
+        assert (client.cache["centroids"].numpy() == centroids).all(), "they judge as received"
+        assert (client.labels.target == np.nan_to_num(client.labels.observed)).all()
     told = method.after_local(client, model, message(round))
-    assert {tuple(vc) for vc in np.argwhere(told["found"])} == reference.found
-    assert told["centroids"].shape == (2, C, D)
-    assert (told["centroids"][:, 3] == 0).all(), "nothing is known of a class nobody annotates"
+    for vc in np.ndindex(2, C):
+        members = reference.members.get(vc, [])
+        sums = [sum(vector[d] for vector in members) for d in range(D)]
+        atol = float32_tolerance(N * D, sums)
+        np.testing.assert_allclose(told["sums"][vc], sums, rtol=0, atol=atol)
+        assert told["counts"][vc] == len(members)
+    assert not told["counts"][:, 3].any(), "nothing is known of a class nobody annotates"
+    assert client.logs == pytest.approx(reference.logs())
+    for cell, value in reference.trained.items():
+        assert client.labels.target[cell] == value
+        expected = OBSERVED if value == client.labels.observed[cell] else CORRECTED
+        assert client.labels.status[cell] == expected
+    assert len(reference.trained) == client.labels.annotated.sum()
+    assert (client.labels.weight == client.labels.annotated).all()
+
+
+def test_what_was_replaced_is_shown_and_not_trained_again() -> None:
+    """The evaluator sees the labels of the round; the next one starts from the annotations."""
+    method, client, model = make_method("rofl"), make_client(), TwoLayers()
+    client.predicted, told = predictions(3), message(WARMUP, centroids=make_centroids())
+    method.before_local(client, model, told)
+    for step, rows in enumerate(ROWS):
+        method.loss(client, model, make_batch(client, rows, seed=step), told)
+    method.after_local(client, model, told)
+    assert (client.labels.status == CORRECTED).any()
+    method.before_local(client, model, told)
+    assert (client.labels.target == np.nan_to_num(client.labels.observed)).all()
+    assert not (client.labels.status == CORRECTED).any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"local_epochs": 2, "fraction": 0.67, "rounds": 4}])
+def test_showing_the_replaced_labels_changes_no_bit(
+    settings: dict, dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = make_scenario(dataset, mask="cells", noise=0.3)
+    config = make_config("rofl", **settings)
+    shown = simulate(config, dataset, scenario)
+    assert any((c.labels.status == CORRECTED).any() for c in shown.simulation.clients)
+    figures = shown.simulation.history[-1]
+    assert 0 <= figures["labels_correction_precision"] <= 1
+    assert figures["labels_flipped_cells"] > 0
+    monkeypatch.setattr(LabelState, "correct", lambda *cells, **options: None)
+    hidden = simulate(config, dataset, scenario)
+    assert not any((c.labels.status == CORRECTED).any() for c in hidden.simulation.clients)
+    assert shown.crossed() == hidden.crossed()
+    assert torch.equal(shown.vector, hidden.vector)
 
 
 @pytest.mark.numerics
@@ -226,17 +269,21 @@ def test_missing_cells_stay_out_of_every_term() -> None:
     assert (logits.grad[batch.weight == 0] == 0).all()
 
 
-def test_an_unknown_centroid_judges_nobody_and_becomes_the_first_mean() -> None:
-    centroids = torch.from_numpy(make_centroids())
-    _, judged = judge(torch.ones(6, D), centroids)
+def test_an_unknown_centroid_judges_nobody() -> None:
+    _, judged = judge(torch.ones(6, D), torch.from_numpy(make_centroids()))
     assert judged.tolist() == [True, True, False, False]
-    means, found = torch.from_numpy(make_centroids(1, unknown=False)), torch.ones(2, C).bool()
-    found[:, 1] = False
-    now = moved(centroids, means, found)
-    assert torch.equal(now[1, 2], means[1, 2])
-    assert torch.equal(now[:, 3], means[:, 3])
-    assert torch.equal(now[:, 1], centroids[:, 1])
-    assert not torch.equal(now[0, 2], means[0, 2])
+
+
+def test_a_single_positive_does_not_replace_what_is_known_of_its_class() -> None:
+    """The trap: moved by the squared cosine, a batch of one image counts as much as one of nine."""
+    sums, counts = np.zeros((2, 1, 2)), np.zeros((2, 1))
+    for features in ([[1.0, 0.2]] * 9, [[0.2, 1.0]]):
+        cells = torch.ones(len(features), 1).bool()
+        told = batch_sums(torch.tensor(features), cells, cells)
+        sums, counts = sums + told[0].numpy(), counts + told[1].numpy()
+    found = pooled(sums, counts, None)
+    np.testing.assert_allclose(found[1, 0], [0.92, 0.28], atol=1e-6)
+    assert counts.tolist() == [[0], [10]]
 
 
 def test_the_likeliest_images_get_the_label() -> None:
@@ -249,70 +296,49 @@ def test_the_likeliest_images_get_the_label() -> None:
 # ---- the server
 
 
-def reference_pool(last: np.ndarray | None, sites: list, found: list) -> np.ndarray:
-    pooled = np.zeros((2, C, D))
-    for v, c in np.ndindex(2, C):
-        old = [0.0] * D if last is None else last[v, c].astype(float).tolist()
-        own = [site[v, c].astype(float).tolist() for site in sites]
-        seen = [k for k in range(len(sites)) if found[k][v, c]]
-        weight = {k: max(cosine(old, own[k]), 0) for k in seen}
-        if sum(weight.values()) <= 1e-6:
-            weight = dict.fromkeys(seen, 1)
-        if not seen:
-            pooled[v, c] = old
-            continue
-        for d in range(D):
-            pooled[v, c, d] = sum(weight[k] * own[k][d] for k in seen) / sum(weight.values())
-    return pooled
-
-
 @pytest.mark.numerics
 @pytest.mark.parametrize("seed", range(5))
 def test_the_server_s_centroids_against_the_reference(seed: int) -> None:
+    """Means over all sites' cells; where there is none the last one stays."""
     draw, method = derive(seed, "server"), make_method("rofl")
     server = make_server(method, size=2)
     assert method.extras(server) == {}
-    last = None
+    last = np.zeros((2, C, D))
     for _ in range(3):
-        sites = [draw.normal(size=(2, C, D)).astype(np.float32) for _ in range(3)]
-        found = [draw.random((2, C)) < 0.5 for _ in range(3)]
-        told = [{"centroids": s, "found": f} for s, f in zip(sites, found, strict=True)]
-        server.finish_round([Report(k, 5, torch.zeros(2), told[k]) for k in range(3)])
-        last = reference_pool(last, sites, found)
-        atol = float32_tolerance(len(sites) * D, last)
-        np.testing.assert_allclose(method.extras(server)["centroids"], last, rtol=0, atol=atol)
-        last = method.extras(server)["centroids"]
+        sums = [draw.normal(size=(2, C, D)).astype(np.float32) for _ in range(3)]
+        counts = [draw.integers(0, 3, (2, C)).astype(np.float32) for _ in range(3)]
+        told = [{"sums": s, "counts": n} for s, n in zip(sums, counts, strict=True)]
+        server.finish_round([Report(k, 5, torch.zeros(2), told[k]) for k in (2, 0, 1)])
+        for v, c, d in np.ndindex(2, C, D):
+            cases = sum(float(n[v, c]) for n in counts)
+            if cases:
+                last[v, c, d] = sum(float(s[v, c, d]) for s in sums) / cases
+        found = method.extras(server)["centroids"]
+        np.testing.assert_allclose(found, last, rtol=0, atol=float32_tolerance(4, last))
+        last = found.astype(float)
 
 
-@pytest.mark.numerics
-def test_weights_that_vanish_or_are_negative_do_no_harm() -> None:
-    """The trap: by the plain formula -1 and 1 divide by 0, and -1 and 0.9 give 19 times one."""
-    last = np.zeros((2, 1, 2))
-    last[..., 0] = 1
-    everywhere = np.ones((2, 1), bool)
-
-    def pool(*vectors: list[float]) -> list:
-        sites = [np.broadcast_to(np.array(vector), (2, 1, 2)) for vector in vectors]
-        return pooled(last, sites, [everywhere] * len(sites))[0, 0].tolist()
-
-    assert pool([-1, 0], [1, 0]) == [1, 0]
-    assert pool([-1, 0], [-3, 0]) == [-2, 0]
-    assert pool([0, 1], [0, 3]) == [0, 2]
-    assert pool([0, 0], [0, 0]) == [0, 0]
-    assert pool([2, 0], [0, 5], [-7, 0]) == [2, 0]
-    assert pool([np.nan, 0], [3, 0]) == [3, 0]
-    assert pool([np.inf, 0]) == [1, 0]
+def test_a_site_counts_by_its_cases() -> None:
+    """A site of one positive must not outvote one of ninety-nine."""
+    server = make_server(make_method("rofl"), size=2)
+    reports = []
+    for client, (cases, value) in enumerate([(1, 1.0), (99, 0.0)]):
+        counts = np.full((2, C), cases, np.float32)
+        told = {"sums": counts[..., None] * np.full(D, value, np.float32), "counts": counts}
+        reports.append(Report(client, 50, torch.zeros(2), told))
+    server.finish_round(reports)
+    np.testing.assert_allclose(server.memory["centroids"], 0.01, atol=1e-7)
 
 
-@pytest.mark.numerics
-def test_an_absent_class_takes_no_part() -> None:
-    """A site without a class sends back what it got, whose cosine of 1 would outvote the others."""
-    last, own = make_centroids(1, unknown=False), make_centroids(2, unknown=False)
-    nowhere, everywhere = np.zeros((2, C), bool), np.ones((2, C), bool)
-    atol = float32_tolerance(4)
-    found = pooled(last, [last, own], [nowhere, everywhere])
-    np.testing.assert_allclose(found, own, rtol=0, atol=atol)
-    np.testing.assert_allclose(pooled(last, [own], [nowhere]), last, rtol=0, atol=atol)
+@pytest.mark.parametrize("name", ["sums", "counts"])
+def test_a_site_whose_sums_are_not_finite_is_left_out(name: str) -> None:
+    server = make_server(make_method("rofl"), size=2)
+    counts = np.ones((2, C), np.float32)
+    told = [{"sums": np.ones((2, C, D), np.float32), "counts": counts.copy()} for _ in range(2)]
+    told[0][name][0, 0] = np.nan
+    server.finish_round([Report(k, 5, torch.zeros(2), told[k]) for k in range(2)])
+    assert list(server.rejected) == [0]
+    assert (server.memory["centroids"] == 1).all()
 
 
 def test_centroids_travel_and_pseudo_labels_are_used_at_tiny_size(dataset: ImageDataset) -> None:

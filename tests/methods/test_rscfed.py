@@ -34,7 +34,7 @@ TERMS = 4 * len(ROWS) * C  # cells of two views, and as many steps
 
 
 def reference_loss(method: Any, client: Any, batch: Any, model: TwoLayers, teacher: Any) -> float:
-    weak, strong = model.forward(batch.images).tolist(), model.forward(batch.strong).tolist()
+    weak, strong = model.forward(batch.images).tolist(), model.forward(batch.second).tolist()
     taught = model.forward(batch.images, torch.from_numpy(teacher).float()).tolist()
     supervised, apart = [], []
     for b, row in enumerate(batch.rows):
@@ -95,11 +95,11 @@ def test_no_gradient_flows_through_the_weak_view_of_missing_cells() -> None:
     batch = make_batch(client, ROWS)
     batch.weight.zero_()
     batch.images.requires_grad_()
-    batch.strong.requires_grad_()
+    batch.second.requires_grad_()
     method.before_local(client, model, message(WARMUP))
     method.loss(client, model, batch, message(WARMUP)).backward()
     assert batch.images.grad.abs().max() == 0
-    assert batch.strong.grad.abs().max() > 0
+    assert batch.second.grad.abs().max() > 0
 
 
 # ---- the server

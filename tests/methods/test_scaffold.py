@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from src.aggregation import Layout
 from src.messages import Broadcast, Report, message_bytes
 from src.methods.base import parse_params
 from src.methods.scaffold import Scaffold
+from src.models import FlatAdamW
 from src.server import Server
 from utils_.rng import derive
 
@@ -28,7 +30,7 @@ LATE = [[0, 2], [0], [2], [0, 1], [0, 1, 2]]
 
 
 def make_method(clients: int = K, **param: Any) -> Scaffold:
-    return Scaffold(make_plan(clients=clients), parse_params(Scaffold, param))
+    return Scaffold(make_plan(clients=clients, lr=LR), parse_params(Scaffold, param))
 
 
 def slope(client: int, round: int, step: int) -> np.ndarray:
@@ -63,7 +65,11 @@ class Site:
         parameters = vector.requires_grad_()
         parameters.grad = torch.zeros(P)
         model = SimpleNamespace(
-            vector=vector, gradient=parameters.grad, parameter_count=P, device=vector.device
+            vector=vector,
+            parameters=parameters,
+            gradient=parameters.grad,
+            parameter_count=P,
+            device=vector.device,
         )
         self.cache = {}
         method.before_local(self, model, message)
@@ -73,6 +79,7 @@ class Site:
             model.gradient.copy_(torch.tensor(found))
             method.after_backward(self, model, message)
             stepper.step()
+            method.after_step(self, model, message)
         extras = method.after_local(self, model, message)
         return Report(self.index, self.size, vector.detach(), extras)
 
@@ -121,8 +128,8 @@ def reference(sizes: tuple, rounds: list, stepper: Any, *, global_lr: float = 1)
             way, own, state, gradients = list(x), variates[k], {}, []
             for step in range(STEPS):
                 gradients.append(gradient_of(k, round, step, way))
-                corrected = [gradients[-1][i] - own[i] + c[i] for i in range(P)]
-                way = stepper(way, corrected, state)
+                way = stepper(way, gradients[-1], state)
+                way = [way[i] - LR * (c[i] - own[i]) for i in range(P)]
             ends[k] = way
             if stepper is sgd:  # option II, as printed in the paper
                 variates[k] = [own[i] - c[i] + (x[i] - way[i]) / (STEPS * LR) for i in range(P)]
@@ -160,6 +167,8 @@ def test_rounds_against_the_reference(
 ) -> None:
     found, sites, server = run(sizes, rounds, optimizer, options=options, global_lr=global_lr)
     models, variates, c = reference(sizes, rounds, stepper, global_lr=global_lr)
+    for site in sites:
+        make_method(len(sizes))._commit(site, server.broadcast())  # as the next round would begin
     terms = 4 * STEPS * len(rounds)
     atol = float32_tolerance(terms, models)
     np.testing.assert_allclose(found, models, rtol=0, atol=atol)
@@ -224,8 +233,68 @@ def test_a_gradient_that_is_not_finite_leaves_the_variate_as_it_was() -> None:
     site, method = Site(0, 4), make_method()
     site.memory["variate"] = np.ones(P, np.float32)
     site.cache = {"gradients": torch.full((P,), torch.nan), "steps": 1, "own": np.zeros(P)}
-    assert not method.after_local(site, None, None)["variate"].any()
+    told = Broadcast(3, torch.zeros(P), {"accepted": np.array([3, -1, -1])})
+    assert not method.after_local(site, None, told)["variate"].any()
+    method._commit(site, told)
     np.testing.assert_array_equal(site.memory["variate"], 1)
+
+
+@pytest.mark.parametrize(("accepted", "expected"), [(3, 3.0), (-1, 1.0), (2, 1.0)])
+def test_a_site_keeps_its_change_only_if_its_report_was_accepted(
+    accepted: int, expected: float
+) -> None:
+    """Trap: the server leaves a report out, and the mean of the sites' variates is no longer c."""
+    site, method = Site(0, 4), make_method()
+    site.memory |= {"variate": np.ones(P, np.float32), "told": np.array([3])}
+    site.memory["change"] = np.full(P, 2, np.float32)
+    extras = {"accepted": np.array([accepted, 7, 7])}
+    method._commit(site, Broadcast(5, torch.zeros(P), extras))
+    np.testing.assert_array_equal(site.memory["variate"], expected)
+    assert sorted(site.memory) == ["variate"]
+
+
+def test_a_rejected_report_leaves_both_sides_as_they_were() -> None:
+    method = make_method()
+    server, sites = Server(torch.zeros(P), method), [Site(k, 10) for k in range(K)]
+    for round in range(3):
+        message = server.broadcast()
+        reports = [site.train(method, message, torch.optim.SGD) for site in sites]
+        if round == 1:
+            reports[2] = replace(reports[2], model=torch.full((P,), torch.nan))
+        server.finish_round(reports)
+    told = server.broadcast()
+    for site in sites:
+        method._commit(site, told)
+    own = np.stack([site.memory["variate"] for site in sites]).sum(axis=0)
+    np.testing.assert_allclose(server.memory["variate"], own, atol=1e-5)
+
+
+def test_the_correction_of_a_row_without_gradient_is_no_full_step() -> None:
+    """Trap: AdamW normalises a correction that enters before it, to a step of the whole lr."""
+    trace = flawed_run(method="scaffold", rounds=3, lr=0.01)
+    assert torch.isfinite(trace.vector).all()
+    site, method, steps = Site(0, 10), make_method(), 6
+    correction = np.full(P, 1e-4, np.float32)
+    extras = {"variate": correction, "accepted": np.full(K, -1)}
+    model = FlatVector(torch.zeros(P))
+    method.before_local(site, model, Broadcast(1, torch.zeros(P), extras))
+    optimizer = FlatAdamW(model.parameters, lr=LR, weight_decay=0)
+    for _ in range(steps):
+        model.gradient.zero_()
+        method.after_backward(site, model, None)
+        optimizer.step()
+        method.after_step(site, model, None)
+    np.testing.assert_allclose(model.parameters.detach(), -steps * LR * correction, rtol=1e-4)
+
+
+class FlatVector:
+    """A model that is nothing but parameters."""
+
+    device, parameter_count = torch.device("cpu"), P
+
+    def __init__(self, vector: torch.Tensor) -> None:
+        self.parameters = vector.requires_grad_()
+        self.gradient = self.parameters.grad = torch.zeros_like(vector)
 
 
 # ---- whole runs
@@ -240,13 +309,17 @@ def flawed_run(clients: int = 3, method: str = "scaffold", **settings: Any) -> T
 def test_the_server_s_variate_is_the_mean_of_the_sites_and_is_counted() -> None:
     trace = flawed_run()
     simulation, count = trace.simulation, trace.simulation.model.parameter_count
-    assert [sorted(m.extras) for m in trace.sent] == [[], ["variate"], ["variate"]]
+    told = ["accepted", "variate"]
+    assert [sorted(m.extras) for m in trace.sent] == [[], told, told]
     extra = message_bytes(trace.sent[1]) - message_bytes(trace.sent[0])
-    assert extra == 4 * count
+    assert extra == 4 * count + 8 * 3
     for report in trace.received:
         assert report.extras["variate"].dtype == np.float32
         assert message_bytes(report) == 4 * (count + report.model.numel())
-    found = simulation.method.extras(simulation.server)["variate"]
+    last = simulation.server.broadcast()
+    for client in simulation.clients:
+        simulation.method._commit(client, last)
+    found = last.extras["variate"]
     sums = sum(client.memory["variate"].astype(np.float64) for client in simulation.clients)
     np.testing.assert_allclose(found, sums / 40, atol=1e-6)
     assert np.abs(found).max() > 1e-3

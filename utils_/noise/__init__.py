@@ -3,7 +3,8 @@
 - Every type is coupled: the random numbers belong to the image (its row in the dataset) and the
   class, and never to the rate. A higher rate adds corrupted images or cells and leaves the earlier
   ones as they are.
-- Another number or order of clients draws the same numbers.
+- Another number or order of clients draws the same numbers. Only the rates of ``reader`` belong to
+  the number of a client, whatever the number of clients.
 - Cells without a label (NaN) stay without one.
 """
 
@@ -19,7 +20,7 @@ from utils_.noise.cells import commission, flip, omission, pair, symmetric
 from utils_.noise.client_rates import CLIENT_RATES, client_rates
 from utils_.noise.instance import instance
 from utils_.noise.paper import paper
-from utils_.noise.reader import reader, reader_rates
+from utils_.noise.reader import reader, reader_profile, reader_rates
 
 __all__ = [
     "CLIENT_RATES",
@@ -28,6 +29,7 @@ __all__ = [
     "add_noise",
     "client_rates",
     "flip",
+    "reader_profile",
     "reader_rates",
 ]
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from utils_.noise.base import Rate, TrainingLabels, plain_name
 from utils_.noise.cells import flip_cells
+from utils_.rng import derive
 
 logger = logging.getLogger("fednml")
 
@@ -54,11 +55,11 @@ PRIOR_READS = 20  # reads at the pooled rate that are added to a finding's own, 
 
 
 def reader(training: TrainingLabels, rate: Rate) -> np.ndarray:
-    """Omit and report findings at each class's measured rates times ``rate``.
+    """Omit and report findings at the rates of each site's reader times ``rate``.
 
-    At rate 1 the rates are those measured, at 0.5 half of them; :func:`reader_rates` says which
-    class gets which. Rare findings are reported far more often than they are there, as in the
-    measurements: 6 % of the reads of images without a finding report it.
+    Each site has one reader, see :func:`reader_profile`. Rare findings are reported far more often
+    than they are there, as in the measurements: 6 % of the reads of images without a finding report
+    it.
 
     Args:
         training: the rows to corrupt.
@@ -67,28 +68,53 @@ def reader(training: TrainingLabels, rate: Rate) -> np.ndarray:
     Returns:
         (n, C) float32 of 0 and 1 where labels are known.
     """
-    count = training.labels.shape[1]
-    omitted, added = reader_rates(training.classes or [""] * count)
+    counts = _posterior(training.classes or [""] * training.labels.shape[1])
+    sites, site = np.unique(training.client, return_inverse=True)
+    readers = [_draw(counts, training.data_seed, site=int(number)) for number in sites]
+    omitted, added = np.moveaxis(np.array(readers), 1, 0)[:, site]
     return flip_cells(training, omit=rate * omitted, add=rate * added, stream="reader")
 
 
+def reader_profile(
+    classes: Sequence[str], *, data_seed: int, site: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (C,) omission and (C,) commission rates, in [0, 1], of the reader of one site.
+
+    They are drawn from the Beta posteriors whose means are :func:`reader_rates`: the reads that
+    omit (or report) a finding against those that do not, ``PRIOR_READS`` pooled ones among them. A
+    finding with few reads differs more between sites. The number of sites plays no part.
+    """
+    omitted, added = _draw(_posterior(classes), data_seed, site=site)
+    return omitted, added
+
+
 def reader_rates(classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (C,) omission and (C,) commission rates, in [0, 1].
+    """Return (C,) omission and (C,) commission rates, in [0, 1]: the means over readers.
 
     - A class whose name is in a table (case and punctuation aside) has its own rates, drawn to the
       pooled ones by ``PRIOR_READS`` reads. Where both sources saw it, their reads are added.
     - The others have the pooled rates: the totals over the fourteen findings of ``READS``.
     """
-    pooled = _rates(np.sum(list(READS.values()), axis=0))
-    counts = [_reads(name) for name in classes]
+    shown, omitted, absent, added = _posterior(classes).T
+    return omitted / shown, added / absent
+
+
+def _draw(counts: np.ndarray, data_seed: int, *, site: int) -> np.ndarray:
+    """(2, C) rates of one reader, from the (C, 4) reads of the posterior."""
+    shown, omitted, absent, added = counts.T
+    rng = derive(data_seed, "noise", "reader", site)
+    return np.stack([rng.beta(omitted, shown - omitted), rng.beta(added, absent - added)])
+
+
+def _posterior(classes: Sequence[str]) -> np.ndarray:
+    """(C, 4) reads of each class as in ``READS``, with ``PRIOR_READS`` pooled ones of each kind."""
+    shown, omitted, absent, reported = np.sum(list(READS.values()), axis=0)
+    counts = np.array([_reads(name) for name in classes]).reshape(-1, 4)
     named = [name for name, count in zip(classes, counts, strict=True) if count[0]]
     rest = f"the other {len(classes) - len(named)} of {len(classes)} classes have the pooled rates"
     logger.info("reader noise: own rates for %s; %s", ", ".join(named) or "no class", rest)
-    rates = [
-        _rates(count + PRIOR_READS * np.array([1, pooled[0], 1, pooled[1]])) for count in counts
-    ]
-    omitted, added = np.array(rates).reshape(-1, 2).T
-    return omitted, added
+    counts += PRIOR_READS * np.array([1, omitted / shown, 1, reported / absent])
+    return counts
 
 
 def _reads(name: str) -> np.ndarray:
@@ -103,8 +129,3 @@ def _reads(name: str) -> np.ndarray:
     ]
     total: np.ndarray = np.sum([np.zeros(4), *map(np.asarray, found)], axis=0)
     return total
-
-
-def _rates(counts: np.ndarray) -> tuple[float, float]:
-    shown, omitted, absent, reported = counts
-    return omitted / shown, reported / absent

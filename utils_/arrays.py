@@ -1,0 +1,56 @@
+"""What an array that comes from elsewhere must be like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of an array beforehand.
+
+    Attributes:
+        axes: how long each axis is: a number, or a name for it.
+        unknown: whether NaN may stand for what is not known.
+        optional: whether the array may be absent.
+    """
+
+    axes: tuple[int | str, ...]
+    unknown: bool = False
+    optional: bool = False
+
+
+def array_fault(
+    array: np.ndarray | None, expected: Expected | None, *, lengths: Mapping[str, int]
+) -> str | None:
+    """What is wrong with an array, as the end of a sentence; None where nothing is.
+
+    Args:
+        array: None where it is absent.
+        expected: None where nothing is known; then it must hold finite numbers.
+        lengths: of the axes by their names; one that is not named here may have any.
+    """
+    if array is None:
+        return None if expected is None or expected.optional else "is absent"
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf":
+        return f"holds {values.dtype} instead of numbers"
+    if expected is not None and not _fits(values.shape, expected, lengths):
+        wanted = ", ".join(str(lengths.get(str(axis), axis)) for axis in expected.axes)
+        return f"has shape {values.shape} instead of ({wanted})"
+    may_be_nan = expected is not None and expected.unknown
+    if (np.isinf(values) if may_be_nan else ~np.isfinite(values)).any():
+        return "holds values that are not finite"
+    return None
+
+
+def _fits(shape: tuple[int, ...], expected: Expected, lengths: Mapping[str, int]) -> bool:
+    if len(shape) != len(expected.axes):
+        return False
+    pairs = zip(expected.axes, shape, strict=True)
+    return all(
+        lengths.get(axis, n) == n if isinstance(axis, str) else axis == n for axis, n in pairs
+    )
