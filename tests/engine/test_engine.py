@@ -73,22 +73,25 @@ def bare_loop(
 @pytest.mark.numerics
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_local_training_equals_a_bare_loop(epochs: int, dataset: ImageDataset) -> None:
-    """Each weight to a tenth of one step, since AdamW enlarges the rounding of small gradients."""
+    """Up to a twentieth of each tensor's way: AdamW enlarges the rounding of small gradients."""
     plan = make_plan(clients=1, local_epochs=epochs, seed=3)
     observed = dataset.labels[:24].copy()
     observed[np.random.default_rng(0).random(observed.shape) < 0.4] = np.nan
     module = build_module("small", classes=4, weights="none", seed=1)
     plain = copy.deepcopy(module).to(memory_format=torch.channels_last)
     flat = FlatModel(module)
+    start = flat.unpack(flat.snapshot())
     client = make_client(dataset, observed, plan)
     report = client.train(flat, method_class("fedavg")(plan), Broadcast(2, flat.snapshot()))
     loss = bare_loop(plain, dataset, observed, plan=plan, round=2)
-    assert report.logs["loss"] == pytest.approx(loss, abs=1e-5)
+    assert report.logs["loss"] == pytest.approx(loss, rel=1e-3)
     assert (report.client, report.samples) == (0, 24)
     trained = flat.unpack(report.model)
     for name, tensor in plain.state_dict().items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(trained[name], tensor, rtol=0, atol=plan.lr / 10, msg=name)
+            way = (tensor - start[name]).norm()
+            assert way > 0, name
+            assert (trained[name] - tensor).norm() < way / 20, name
 
 
 def make_client(dataset: ImageDataset, observed: np.ndarray, plan: Any) -> Client:

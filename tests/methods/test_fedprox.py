@@ -85,7 +85,7 @@ def test_the_objective_and_its_gradient_against_the_reference(
         # The sum of many thousand squares in float32, which is added up in blocks.
         assert prox.losses[step] == pytest.approx(expected, rel=1e-5)
         gradient = plain.gradients[step] + mu * np.array(way)
-        np.testing.assert_allclose(prox.gradients[step], gradient, atol=1e-6, rtol=1e-5)
+        np.testing.assert_allclose(prox.gradients[step], gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_the_start_has_no_gradient_of_its_own(dataset: ImageDataset) -> None:

@@ -206,7 +206,7 @@ def test_losses_of_cells_are_finite_at_the_extremes(name: str) -> None:
 def test_asymmetric_golden_values(z: float, y: float, gamma: float, golden: float) -> None:
     numbers = {"gamma_positive": gamma, "gamma_negative": 4, "margin": 0.05}
     found = asymmetric(torch.tensor([[float(z)]]), torch.tensor([[float(y)]]), **numbers)
-    assert found.item() == pytest.approx(golden, abs=2e-6)
+    assert found.item() == pytest.approx(golden, abs=5e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 4.0])
