@@ -155,6 +155,7 @@ def walk(flat: FlatModel, ours: FlatAdamW | FlatSGD, theirs: Any, expected: torc
         theirs.step()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_is_torchs(momentum: float) -> None:
     _, flat = pair()
