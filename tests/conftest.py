@@ -26,8 +26,8 @@ THREADS = int(os.environ.get("FEDNML_TEST_THREADS", "1"))
 def pytest_runtest_setup() -> None:
     """As in a run: one thread, so that sums are added in one order.
 
-    FEDNML_TEST_THREADS asks for more. Tests marked ``numerics`` must hold then too. Before each
-    test, because a simulation goes back to one.
+    FEDNML_TEST_THREADS asks for more. Tests marked ``numerics`` must hold then too; others may
+    hang, since workers are forked. Before each test, because a simulation goes back to one.
     """
     torch.set_num_threads(THREADS)
 
