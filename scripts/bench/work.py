@@ -1,8 +1,8 @@
 """What the benchmark times in its own process: our rounds, and the loops they are held against.
 
 All of them train the same network on the same random uint8 images in the same batches; the bare
-loops draw order and augmentation from the clients' own seeds, so that the work is the same to the
-bit, which tests/cli/test_benchmark.py checks.
+loops draw order and augmentation from the clients' own seeds, so that the work is the same, which
+tests/cli/test_benchmark.py checks.
 """
 
 from __future__ import annotations

@@ -53,13 +53,19 @@ PROMISED = {
 # ---- the same work on both sides
 
 
-def test_bare_loop_takes_the_steps_of_a_round_to_the_bit() -> None:
+def test_bare_loop_takes_the_steps_of_a_round() -> None:
+    """Two loops over the same kernels: to the bit on every processor tried, but none promises it.
+
+    A step of AdamW is up to lr long, however small the gradient that rounding decides.
+    """
     federation, bench = Federation("fedavg", ONE), Bench(ONE)
     assert torch.equal(bench.model.vector, federation.server.model)
     for round in range(2):
+        before = federation.server.model.clone()
         federation.round()
         bare_loop(bench, round=round)
-        assert torch.equal(bench.model.vector, federation.server.model)
+        apart = (bench.model.vector - federation.server.model).norm()
+        assert apart <= 1e-2 * (federation.server.model - before).norm()
 
 
 def forward_passes(task, monkeypatch) -> list[tuple[int, bool]]:

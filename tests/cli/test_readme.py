@@ -155,10 +155,11 @@ def test_the_attacks_are_planned(tmp_path: Path) -> None:
     (line,) = [line for line in RESULTS if "attacks.sh" in line]
     assigned, _, options = line.partition(" bash scripts/attacks.sh")
     settings = dict(word.split("=", 1) for word in shlex.split(assigned))
+    settings |= {"ATTACKS": "nan", "AGGREGATORS": "mean krum"}  # of 50 pairs: each takes seconds
     command = ["bash", str(ROOT / "scripts" / "attacks.sh"), *shlex.split(options)]
-    done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=sys.executable, ATTACKS="nan")
+    done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("main_fednml.py") == 10
+    assert done.stdout.count("main_fednml.py") == 2
 
 
 def test_scripts_parse(tmp_path: Path) -> None:
