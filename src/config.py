@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ from src.attacks import ATTACKS
 from src.methods import method_class, method_names
 from src.methods.base import parse_params
 from src.models import MODELS, OPTIMIZERS
+from src.option import checked, flag, option
 from src.plan import Plan
 from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Part = TypeVar("Part", bound="DataclassInstance")
+DATA, FLAWS, SITES = "data", "flaws of the labels, simulated", "federation: sites and their images"
+METHOD, MODEL, TRAINING = "method", "model", "training"
+REPORTS, MACHINE = "federation: reports and attacks", "machine and output"
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
@@ -44,27 +48,6 @@ def _share_or_count(text: str) -> float | int:
         return float(text)
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Callable[[], Sequence[str]] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    parse: Callable[[str], Any] | None = None,
-    result: bool = True,
-) -> Any:
-    """One setting: its default, meaning, names or closed range.
-
-    ``result=False`` marks settings that change where or how a run is done, not what it yields.
-    """
-    parse = parse or type(default)
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "parse": parse}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata | {"result": result})
-    return field(default=default, metadata=metadata | {"result": result})
-
-
 def _names(*names: str) -> Callable[[], Sequence[str]]:
     return lambda: names
 
@@ -73,12 +56,12 @@ def _names(*names: str) -> Callable[[], Sequence[str]]:
 class Config:
     """All settings of a run; :func:`resolve` replaces None by what follows from the others."""
 
-    dataset: str = option("synthetic", "data set", choices=lambda: tuple(DATASETS))
+    dataset: str = option("synthetic", "data set", choices=lambda: tuple(DATASETS), group=DATA)
     data_dir: str | None = option(None, "its folder (default data/<dataset>)", parse=str)
-    method: str = option("fednml", "method", choices=method_names)
+    method: str = option("fednml", "method", choices=method_names, group=METHOD)
     param: dict[str, Any] = option({}, "a parameter of the method; may be repeated")
     noise: float | None = option(
-        None, "noise rate (default 0; synthetic 0.4)", low=0, high=1, parse=float
+        None, "noise rate (default 0; synthetic 0.4)", low=0, high=1, parse=float, group=FLAWS
     )
     noise_type: str = option("paper", "noise model", choices=lambda: tuple(NOISE_TYPES))
     noise_clients: str = option(
@@ -95,7 +78,7 @@ class Config:
     )
     missing_type: str = option("classes", "what is hidden", choices=lambda: tuple(MISSING_TYPES))
     assume_negative: bool = option(False, "missing cells of training images count as negative")
-    clients: int = option(4, "number of sites K", low=1, high=100_000)
+    clients: int = option(4, "number of sites K", low=1, high=100_000, group=SITES)
     split: str = option("iid", "how images are dealt to sites", choices=_names(*SPLITS, "file"))
     split_file: str | None = option(
         None, "CSV of image, split, client, such as a run's assignments.csv", parse=str
@@ -110,18 +93,22 @@ class Config:
     test_share: float = option(
         0.2, "share cut off for the test where none is given", low=0.01, high=0.5
     )
-    train_images: int = option(1764, "training images of synthetic", low=40, high=1_000_000)
+    train_images: int = option(
+        1764, "training images of synthetic", low=40, high=1_000_000, group=DATA
+    )
     test_images: int = option(444, "test images of synthetic", low=20, high=1_000_000)
-    model: str = option("small", "backbone", choices=_names(*MODELS))
+    model: str = option("small", "backbone", choices=_names(*MODELS), group=MODEL)
     weights: str = option("none", "none, imagenet or a file")
-    image_size: int = option(64, "side of the square images in pixels", low=16, high=1024)
+    image_size: int = option(
+        64, "side of the square images in pixels", low=16, high=1024, group=DATA
+    )
     fit: str = option("crop", "how an image becomes square", choices=_names("crop", "pad"))
     skip_bad_images: bool = option(False, "leave out images that cannot be read")
     min_positives: int = option(
         0, "leave out classes with fewer positive training images", low=0, high=1_000_000_000
     )
     class_order: str = option("official", "order of the classes", choices=_names(*CLASS_ORDERS))
-    rounds: int = option(100, "rounds", low=1, high=1_000_000)
+    rounds: int = option(100, "rounds", low=1, high=1_000_000, group=TRAINING)
     warmup_rounds: int = option(
         10, "rounds of the first phase, of methods that have one", low=0, high=1_000_000
     )
@@ -147,7 +134,9 @@ class Config:
     consistency: float = option(0.0, "largest weight of two-view consistency", low=0, high=100)
     augment: str = option("weak", "strength of the first view", choices=_names(*AUGMENT))
     freeze_rounds: int = option(0, "rounds that train the head alone", low=0, high=1_000_000)
-    aggregator: str = option("mean", "how reports are combined", choices=lambda: tuple(AGGREGATORS))
+    aggregator: str = option(
+        "mean", "how reports are combined", choices=lambda: tuple(AGGREGATORS), group=REPORTS
+    )
     aggregator_param: dict[str, Any] = option(
         {}, "a parameter of the aggregator; may be repeated: " + parameter_help()
     )
@@ -160,11 +149,17 @@ class Config:
     attack_scale: float = option(
         4.0, "length of a false update in true ones (sign_flip, gaussian)", low=0, high=1e6
     )
-    eval_every: int = option(5, "rounds between two looks at the test set", low=1, high=1_000_000)
+    eval_every: int = option(
+        5, "rounds between two looks at the test set", low=1, high=1_000_000, group=TRAINING
+    )
     seed: int = option(1, "seed of training", low=0, high=2**31)
     data_seed: int = option(1, "seed of images, splits, noise and masks", low=0, high=2**31)
     device: str = option(
-        "auto", "where to compute", choices=_names("auto", "cpu", "cuda"), result=False
+        "auto",
+        "where to compute",
+        choices=_names("auto", "cpu", "cuda"),
+        result=False,
+        group=MACHINE,
     )
     workers: str = option("auto", "processes side by side: auto or a number", result=False)
     checkpoint_every: int = option(
@@ -210,6 +205,16 @@ class Config:
 OPTIONS: dict[str, Field[Any]] = {f.name: f for f in fields(Config)}
 
 
+def option_groups() -> dict[str, list[str]]:
+    """The settings below each heading of ``--help``."""
+    groups: dict[str, list[str]] = {}
+    heading = DATA
+    for name, option_field in OPTIONS.items():
+        heading = option_field.metadata["group"] or heading
+        groups.setdefault(heading, []).append(name)
+    return groups
+
+
 def resolve(given: dict[str, Any]) -> Config:
     """Check the given settings and fill in what follows from others.
 
@@ -219,7 +224,7 @@ def resolve(given: dict[str, Any]) -> Config:
     for name in given:
         if name not in OPTIONS:
             raise UserError(f"{flag(name)}: unknown setting; {nearest(name, OPTIONS)}")
-    config = Config(**{name: _checked(OPTIONS[name], value) for name, value in given.items()})
+    config = Config(**{name: checked(OPTIONS[name], value) for name, value in given.items()})
     flawed = 0.4 if config.dataset == "synthetic" else 0
     config = replace(
         config,
@@ -282,44 +287,3 @@ def worker_count(config: Config, processors: int) -> int:
     if not str(config.workers).isdecimal() or not 1 <= int(config.workers) <= 1024:
         raise UserError(f"--workers {config.workers}: give auto or a number from 1 to 1024")
     return min(int(config.workers), config.clients)
-
-
-def _checked(option_field: Field[Any], value: Any) -> Any:
-    """Convert one value to its setting's type and check names and range."""
-    rules, name = option_field.metadata, option_field.name
-    if value is None and option_field.default is None:
-        return None
-    value = _converted(rules["parse"], value, name)
-    if rules["choices"] and value not in rules["choices"]():
-        hint = nearest(value, rules["choices"]())
-        raise UserError(f"{flag(name)} {value}: unknown {name.replace('_', ' ')}; {hint}")
-    low, high = rules["low"], rules["high"]
-    if low is not None and not low <= value <= (high if high is not None else float("inf")):
-        upper = f" to {high:g}" if high is not None else " or more"
-        raise UserError(f"{flag(name)} {value}: out of range; give a number from {low:g}{upper}")
-    return value
-
-
-def _converted(parse: Callable[[str], Any] | type, value: Any, name: str) -> Any:
-    if parse is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{flag(name)} {value}: give key=value")
-        return dict(value)
-    if parse is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{flag(name)} {value}: give true or false")
-        return value
-    if value is None or isinstance(value, bool | list | dict):
-        raise UserError(f"{flag(name)} {value}: give a single {_kind(parse)}")
-    try:
-        return parse(str(value))
-    except ValueError as error:
-        raise UserError(f"{flag(name)} {value}: give a {_kind(parse)}") from error
-
-
-def _kind(parse: Callable[[str], Any]) -> str:
-    return {"int": "whole number", "str": "text"}.get(parse.__name__, "number")
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

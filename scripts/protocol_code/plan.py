@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from src.config import OPTIONS, Config, flag, resolve
+from src.config import OPTIONS, Config, resolve
+from src.option import flag
 from utils_.errors import UserError, nearest
 
 OWN = ("observed", "truth")  # keys of settings.yaml and methods.yaml that are no options
