@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from src.command_line import parse_command_line
 from src.config import resolve
 from utils_.errors import UserError
+from utils_.script import end_with
 
 COLUMNS = {"method": "METHODS", "noise": "NOISE", "missing": "MISSING", "seed": "SEEDS"}
 
@@ -66,4 +67,4 @@ def _folder(arguments: Sequence[str]) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

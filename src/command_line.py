@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from src.config import OPTIONS, option_groups
 from src.option import flag
-from utils_.errors import UserError, nearest
+from utils_.errors import UserError, as_known, nearest
+from utils_.script import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "scripts" / "presets"
@@ -51,6 +52,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_preset(name: str) -> dict[str, Any]:
     """Settings of ``scripts/presets/<name>.yaml``."""
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    name = as_known(name, known)
     if name not in known:
         raise UserError(f"--preset {name}: unknown preset; {nearest(name, known)}")
     return read_yaml(PRESETS / f"{name}.yaml")
@@ -59,13 +61,6 @@ def read_preset(name: str) -> dict[str, Any]:
 def _short(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split())[:120]
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line with the nearest name."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def build_parser() -> Parser:

@@ -24,7 +24,7 @@ from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
 from utils_.datasets import DATASETS
 from utils_.datasets.columns import CLASS_ORDERS
-from utils_.errors import UserError, nearest
+from utils_.errors import UserError, as_known, nearest
 from utils_.missing import MISSING_TYPES, UP_TO_ALL
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
 from utils_.priors import CLASS_WEIGHTS
@@ -35,17 +35,40 @@ if TYPE_CHECKING:
 
 Part = TypeVar("Part", bound="DataclassInstance")
 DATA, FLAWS, SITES = "data", "flaws of the labels, simulated", "federation: sites and their images"
+OTHER_DEVICES = {"mps": "Apple's GPUs", "xpu": "Intel's GPUs", "tpu": "TPUs", "xla": "TPUs"}
 METHOD, MODEL, TRAINING = "method", "model", "training"
 REPORTS, MACHINE = "federation: reports and attacks", "machine and output"
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
-def _share_or_count(text: str) -> float | int:
+def share_or_count(text: str) -> float | int:
     """0.5 is a share of the classes, 4 a count of classes."""
     try:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def device_name(text: str) -> str:
+    """Other names of the GPU become ``cuda``; what is no device of this program is named.
+
+    Raises:
+        UserError: another GPU than the first, or another kind of device.
+    """
+    kind, _, number = text.lower().partition(":")
+    if kind in ("gpu", "cuda") and number in ("", "0"):
+        return "cuda"
+    if kind in ("gpu", "cuda") and number.isdecimal():
+        raise UserError(
+            f"--device {text}: a run sees the first GPU alone; write CUDA_VISIBLE_DEVICES={number} "
+            "before the command and give --device cuda"
+        )
+    if kind in OTHER_DEVICES:
+        raise UserError(
+            f"--device {text}: {OTHER_DEVICES[kind]} are not used; give --device cpu, or cuda on a "
+            "machine with a GPU of NVIDIA or AMD"
+        )
+    return kind
 
 
 def _names(*names: str) -> Callable[[], Sequence[str]]:
@@ -74,7 +97,7 @@ class Config:
         "share (0.5) or count (4) that is hidden: of a client's classes, an image's cells or a "
         "client's images, by --missing-type (default 0; synthetic 0.4)",
         low=0,
-        parse=_share_or_count,
+        parse=share_or_count,
     )
     missing_type: str = option("classes", "what is hidden", choices=lambda: tuple(MISSING_TYPES))
     assume_negative: bool = option(False, "missing cells of training images count as negative")
@@ -98,7 +121,9 @@ class Config:
     )
     test_images: int = option(444, "test images of synthetic", low=20, high=1_000_000)
     model: str = option("small", "backbone", choices=_names(*MODELS), group=MODEL)
-    weights: str = option("none", "none, imagenet or a file")
+    weights: str = option(
+        "none", "none, imagenet or a file", parse=lambda text: as_known(text, ("none", "imagenet"))
+    )
     image_size: int = option(
         64, "side of the square images in pixels", low=16, high=1024, group=DATA
     )
@@ -158,10 +183,13 @@ class Config:
         "auto",
         "where to compute",
         choices=_names("auto", "cpu", "cuda"),
+        parse=device_name,
         result=False,
         group=MACHINE,
     )
-    workers: str = option("auto", "processes side by side: auto or a number", result=False)
+    workers: str = option(
+        "auto", "processes side by side: auto or a number", parse=str.lower, result=False
+    )
     checkpoint_every: int = option(
         1, "rounds between two checkpoints", low=1, high=1_000_000, result=False
     )

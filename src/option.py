@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field, field
 from typing import Any
 
-from utils_.errors import UserError, nearest
+from utils_.errors import UserError, as_known, nearest
 
 
 def option(
@@ -40,14 +40,22 @@ def checked(option_field: Field[Any], value: Any) -> Any:
     if value is None and option_field.default is None:
         return None
     value = _converted(rules["parse"], value, name)
-    if rules["choices"] and value not in rules["choices"]():
-        hint = nearest(value, rules["choices"]())
-        raise UserError(f"{flag(name)} {value}: unknown {name.replace('_', ' ')}; {hint}")
+    if rules["choices"]:
+        return _chosen(name, value, rules["choices"]())
     low, high = rules["low"], rules["high"]
     if low is not None and not low <= value <= (high if high is not None else float("inf")):
         upper = f" to {high:g}" if high is not None else " or more"
         raise UserError(f"{flag(name)} {value}: out of range; give a number from {low:g}{upper}")
     return value
+
+
+def _chosen(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return the choice of that name, in whatever case it is written."""
+    chosen = as_known(value, choices)
+    if chosen not in choices:
+        hint = nearest(value, choices)
+        raise UserError(f"{flag(name)} {value}: unknown {name.replace('_', ' ')}; {hint}")
+    return chosen
 
 
 def _converted(parse: Callable[[str], Any] | type, value: Any, name: str) -> Any:
@@ -68,7 +76,8 @@ def _converted(parse: Callable[[str], Any] | type, value: Any, name: str) -> Any
 
 
 def _kind(parse: Callable[[str], Any]) -> str:
-    return {"int": "whole number", "str": "text"}.get(parse.__name__, "number")
+    names = {"int": "whole number", "float": "number", "share_or_count": "number"}
+    return names.get(parse.__name__, "text")
 
 
 def flag(name: str) -> str:

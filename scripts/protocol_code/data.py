@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.protocol_code.plan import Run, known
+from scripts.protocol_code.plan import Run, chosen
 from utils_.datasets import DATASETS, default_folder
 from utils_.errors import UserError
 from utils_.rng import derive
@@ -23,7 +23,7 @@ def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
     folders = {}
     for pair in pairs:
         name, _, place = pair.partition("=")
-        known(name, DATASETS, what="--data: data set")
+        name = chosen(name, DATASETS, what="--data: data set")
         if not Path(place).is_dir() or not place:
             raise UserError(f"--data {pair}: no such folder; give NAME=DIR")
         folders[name] = Path(place).resolve()

@@ -12,7 +12,7 @@ import yaml
 
 from src.config import OPTIONS, Config, resolve
 from src.option import flag
-from utils_.errors import UserError, nearest
+from utils_.errors import UserError, as_known, nearest
 
 OWN = ("observed", "truth")  # keys of settings.yaml and methods.yaml that are no options
 NOT_FREE = ("seed", "data_seed", "data_dir", "save_dir", "cache_dir", "name", "workers")
@@ -151,6 +151,17 @@ def known(name: str, names: Iterable[str], *, what: str) -> None:
         raise UserError(f"{what} '{name}' does not exist; {nearest(name, names)}")
 
 
+def chosen(name: str, names: Iterable[str], *, what: str) -> str:
+    """Return a name of the command line as it is listed, in whatever case it was given.
+
+    Raises:
+        UserError: it does not exist; the nearest one is named.
+    """
+    listed = as_known(name, names)
+    known(listed, names, what=what)
+    return listed
+
+
 def merged(tables: Sequence[Mapping[str, Any]]) -> Table:
     """Later tables win; parameters are merged one by one."""
     whole: Table = {}
@@ -181,9 +192,8 @@ def _word(value: Any) -> str:
 
 def restricted(given: Sequence[str] | None, names: Iterable[str], *, option: str) -> list[str]:
     """The names asked for, or all of them."""
-    for name in given or []:
-        known(name, names, what=f"{option}:")
-    return list(dict.fromkeys(given)) if given else list(names)
+    found = [chosen(name, names, what=f"{option}:") for name in given or []]
+    return list(dict.fromkeys(found)) if given else list(names)
 
 
 def restricted_seeds(given: Sequence[int] | None, seeds: Sequence[int], *, phase: str) -> list[int]:
