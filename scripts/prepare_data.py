@@ -28,9 +28,10 @@ from src.config import Config
 from src.job import load_dataset
 from utils_ import datasets
 from utils_.datasets.fetch.archives import take
-from utils_.datasets.fetch.download import digest, fetch
+from utils_.datasets.fetch.download import fetch
 from utils_.datasets.fetch.recipes import Recipe, recipe_of
 from utils_.errors import UserError, as_known, nearest
+from utils_.files import file_digest
 from utils_.script import Parser, end_with
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -120,7 +121,7 @@ def download(recipe: Recipe, folder: Path, *, quiet: bool) -> list[Path]:
 
             paths.append(fetch(source, folder, progress=show))
         if source.checksum is None:
-            found = digest(paths[-1], "sha256")
+            found = file_digest(paths[-1], "sha256")
             print(f"{source.name}: sha256 {found} (its owner publishes none to compare with)")
     return paths
 

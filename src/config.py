@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ DATA, FLAWS, SITES = "data", "flaws of the labels, simulated", "federation: site
 OTHER_DEVICES = {"mps": "Apple's GPUs", "xpu": "Intel's GPUs", "tpu": "TPUs", "xla": "TPUs"}
 METHOD, MODEL, TRAINING = "method", "model", "training"
 REPORTS, MACHINE = "federation: reports and attacks", "machine and output"
+NAMED_WEIGHTS = ("none", "imagenet")
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
@@ -122,7 +123,7 @@ class Config:
     test_images: int = option(444, "test images of synthetic", low=20, high=1_000_000)
     model: str = option("small", "backbone", choices=_names(*MODELS), group=MODEL)
     weights: str = option(
-        "none", "none, imagenet or a file", parse=lambda text: as_known(text, ("none", "imagenet"))
+        "none", "none, imagenet or a file", parse=lambda text: as_known(text, NAMED_WEIGHTS)
     )
     image_size: int = option(
         64, "side of the square images in pixels", low=16, high=1024, group=DATA
@@ -211,19 +212,36 @@ class Config:
         """The part of the settings that every method sees."""
         return self.part(Plan, classes=classes)
 
-    def canonical_hash(self) -> str:
-        """Ten hex digits over everything that may change a result."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["result"]}
+    def canonical_hash(self, inputs: Mapping[str, str] | None = None) -> str:
+        """Ten hex digits over everything that may change a result.
+
+        Args:
+            inputs: digests of the files that count, see :func:`src.run_folder.file_inputs`.
+        """
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if self._counts(f)}
         if kept["data_dir"]:
             kept["data_dir"] = str(Path(kept["data_dir"]).resolve())
+        if inputs:
+            kept["inputs"] = dict(inputs)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
-    def run_name(self) -> str:
+    def _counts(self, option_field: Field[Any]) -> bool:
+        rules = option_field.metadata
+        as_before = rules["later"] and getattr(self, option_field.name) == option_field.default
+        return bool(rules["result"] and not as_before)
+
+    def run_name(self, inputs: Mapping[str, str] | None = None) -> str:
         """The given name, else one that says the setting and ends in the hash."""
         if self.name:
             return self.name
         flaws = f"noise{self.noise:g}-missing{self.missing:g}"
-        return f"{self.dataset}-{self.method}-{flaws}-seed{self.seed}-{self.canonical_hash()}"
+        code = self.canonical_hash(inputs)
+        return f"{self.dataset}-{self.method}-{flaws}-seed{self.seed}-{code}"
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file of ``weights``, if it is one."""
+        return None if self.weights in NAMED_WEIGHTS else self.weights
 
     def to_yaml(self) -> str:
         """All settings as YAML, in the order of the class."""

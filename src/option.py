@@ -19,16 +19,18 @@ def option(
     parse: Callable[[str], Any] | None = None,
     result: bool = True,
     group: str = "",
+    later: bool = False,
 ) -> Any:
     """One setting: its default, meaning, names or closed range.
 
     ``result=False`` marks settings that change where or how a run is done, not what it yields.
     ``group`` is the heading of ``--help`` under which it stands, with all that follow until another
-    one is given; a heading may come again.
+    one is given; a heading may come again. ``later=True`` is for a setting that came after runs had
+    been made: its default leaves their hashes as they were.
     """
     parse = parse or type(default)
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "parse": parse}
-    metadata["group"] = group
+    metadata |= {"group": group, "later": later}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata | {"result": result})
     return field(default=default, metadata=metadata | {"result": result})
