@@ -22,7 +22,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from scripts.protocol_code.choice import choose, read_choice, write_choice
-from scripts.protocol_code.data import data_folder, named_folders
+from scripts.protocol_code.data import data_folder, label_digests, named_folders
 from scripts.protocol_code.plan import (
     Protocol,
     Run,
@@ -32,7 +32,14 @@ from scripts.protocol_code.plan import (
     restricted_seeds,
 )
 from scripts.protocol_code.pool import Pool
-from scripts.protocol_code.rows import code_commit, locked, missing_runs, read_rows, refuse_thawed
+from scripts.protocol_code.rows import (
+    code_commit,
+    locked,
+    missing_runs,
+    read_rows,
+    refuse_thawed,
+    unverified,
+)
 from scripts.protocol_code.tables import SCORES, markdown, show
 from utils_.errors import UserError
 from utils_.script import Parser, end_with
@@ -163,12 +170,15 @@ def _work(plan: Sequence[Run], options: argparse.Namespace) -> int:
     present = [run for run in plan if _present(run, folders)]
     for setting in dict.fromkeys(run.setting for run in plan if run not in present):
         _say(f"left out: {setting}, whose data folder is absent; see --data")
-    runs = missing_runs(present, options.rows)
+    labels = label_digests(present, folders)
+    runs = missing_runs(present, options.rows, labels)
     _say(f"{len(present) - len(runs)} of {len(present)} runs are in {options.rows} already")
+    if count := unverified(present, options.rows, labels):
+        _say(f"{count} rows are of a version that did not note the labels; taken as they are")
     for run in runs:
         run.config()  # refuses what main_fednml.py would refuse, before anything is trained
     commit = code_commit(ROOT)
-    pool = Pool(options.save_dir, options.rows, commit, folders, keep=options.keep)
+    pool = Pool(options.save_dir, options.rows, commit, folders, labels, keep=options.keep)
     if options.dry_run:
         pool.show(runs)
         return DONE

@@ -20,6 +20,7 @@ FLAWLESS = {"noise": 0, "missing": 0}  # what a row with "truth" sees in any set
 BUDGET = ("options", "candidates", "tuning_seeds", "test_seeds", "tuning_settings")
 
 Table = dict[str, Any]
+Identity = tuple[str, int, str, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Run:
     truth: bool
 
     @property
-    def identity(self) -> tuple[str, int, str, int]:
+    def identity(self) -> Identity:
         """What tells it from all other runs of a file of rows."""
         return self.method, self.candidate, self.setting, self.seed
 
