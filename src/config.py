@@ -69,7 +69,7 @@ def device_name(text: str) -> str:
             f"--device {text}: {OTHER_DEVICES[kind]} are not used; give --device cpu, or cuda on a "
             "machine with a GPU of NVIDIA or AMD"
         )
-    return kind
+    return text.lower()
 
 
 def _names(*names: str) -> Callable[[], Sequence[str]]:
