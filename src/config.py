@@ -293,12 +293,18 @@ def _check_together(config: Config) -> None:
     if config.split_file and config.split != "file":
         raise UserError(f"--split-file: clashes with --split {config.split}; leave out one of them")
     if config.weights == "imagenet" and config.model == "small":
-        raise UserError("--weights imagenet: model 'small' has no such weights; use --weights none")
+        raise UserError(
+            "--weights imagenet: model 'small' has no such weights; use a larger --model such as "
+            "resnet18, or --weights none"
+        )
     _check_name(config.name)
     if config.dataset == "csv" and config.data_dir is None:
         raise UserError("--dataset csv: give the folder with your files as --data-dir DIR")
     if config.attack != "none" and config.attackers > config.clients:
-        raise UserError(f"--attackers {config.attackers}: there are {config.clients} clients only")
+        raise UserError(
+            f"--attackers {config.attackers}: there are {config.clients} clients only; give fewer "
+            "attackers or more --clients"
+        )
     if config.suppress_outliers and config.aggregator in RANKING:
         raise UserError(
             f"--suppress-outliers: {config.aggregator} does not weigh clients; leave one of the "

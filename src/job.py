@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from src.command_line import ROOT, read_yaml
+from src.command_line import ROOT
 from src.config import Config, resolve
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
@@ -34,7 +34,9 @@ from src.run_folder import (
     made_from,
     refuse_changed,
     run_folder,
+    settings_of,
 )
+from src.server import NoReportLeft
 from src.simulation import Simulation, build_model
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
@@ -129,7 +131,7 @@ def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
 
 def _resumed(folder: Path, settings: dict[str, Any]) -> Config:
     """The settings of the run in ``folder``, with those changed on which no result depends."""
-    there = read_yaml(folder / "config.yaml")
+    there = settings_of(folder)
     before, config = resolve(there), resolve(there | settings)
     for name in sorted(set(settings) - MAY_CHANGE):
         begun_with = getattr(before, name)
@@ -182,11 +184,17 @@ def load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> I
     options = config.part(
         DataOptions,
         **{name: Path(place) if place else None for name, place in places.items()},
-        workers=processor_count(),
+        workers=_reading_processes(config),
         quiet=quiet,
         labels_only=labels_only,
     )
     return datasets.load(config.dataset, options)
+
+
+def _reading_processes(config: Config) -> int:
+    """As many as there are processors, or fewer if ``--workers`` says so: each needs memory."""
+    there = processor_count()
+    return there if config.workers == "auto" else min(int(config.workers), there)
 
 
 def _build_scenario(config: Config, dataset: ImageDataset, *, folder: Path | None) -> Scenario:
@@ -244,7 +252,7 @@ def _create_folder(
         draft.rename(folder)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); see --save-dir and --name"
+            f"{folder}: cannot be written ({error.strerror}); choose another --save-dir or --name"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -266,8 +274,17 @@ def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
         raise Interrupted(f"interrupted; go on with --resume {folder}") from error
     except Exception as error:
         _keep_traceback(folder)
-        raise RunFailed(f"{type(error).__name__}: {error}; --resume {folder} goes on") from error
+        told = f"{type(error).__name__}: {error}"
+        raise RunFailed(f"{told}; {_remedy(error, folder, simulation.config)}") from error
     return f"{final_table(result)}\n\nrun folder: {folder}"
+
+
+def _remedy(error: Exception, folder: Path, config: Config) -> str:
+    """What to do about a failure; the same settings would fail again where no report was usable."""
+    if not isinstance(error, NoReportLeft):
+        return f"see {folder / 'error.txt'}; once the cause is mended, --resume {folder} goes on"
+    deed = f"a smaller --lr than {config.lr:g}" if config.attack == "none" else "fewer --attackers"
+    return f"a resume would end alike: start a new run with {deed}"
 
 
 def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> None:

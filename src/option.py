@@ -7,6 +7,7 @@ from dataclasses import Field, field
 from typing import Any
 
 from utils_.errors import UserError, as_known, nearest
+from utils_.params import plain
 
 
 def option(
@@ -46,8 +47,9 @@ def checked(option_field: Field[Any], value: Any) -> Any:
         return _chosen(name, value, rules["choices"]())
     low, high = rules["low"], rules["high"]
     if low is not None and not low <= value <= (high if high is not None else float("inf")):
-        upper = f" to {high:g}" if high is not None else " or more"
-        raise UserError(f"{flag(name)} {value}: out of range; give a number from {low:g}{upper}")
+        upper = f" to {plain(high)}" if high is not None else " or more"
+        usage = f"give a number from {plain(low)}{upper}"
+        raise UserError(f"{flag(name)} {value}: out of range; {usage}")
     return value
 
 

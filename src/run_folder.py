@@ -71,6 +71,19 @@ def changes(folder: Path, present: Mapping[str, str]) -> list[str]:
         ) from error
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The settings with which the run in ``folder`` began.
+
+    Raises:
+        UserError: they cannot be read, or are those of another version.
+    """
+    try:
+        return read_yaml(folder / "config.yaml")
+    except UserError as error:
+        problem = str(error).rpartition("; ")[0]
+        raise UserError(f"{problem}; start anew under another --name") from error
+
+
 def finished_table(folder: Path) -> str:
     """The final table of a finished run.
 
@@ -110,7 +123,7 @@ def answer(folder: Path, config: Config, present: Mapping[str, str]) -> str:
 
 def _first_other(folder: Path, config: Config) -> str:
     """The first setting in which the run there differs."""
-    there: dict[str, Any] = read_yaml(folder / "config.yaml")
+    there = settings_of(folder)
     for name, value in asdict(config).items():
         if OPTIONS[name].metadata["result"] and there.get(name) != value:
             return f"{flag(name)} {there.get(name)} instead of {value}"
