@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,6 +21,7 @@ from src.attacks import ATTACKS
 from utils_.errors import UserError, nearest
 from utils_.files import atomic_path
 from utils_.finished_runs import SELECTIONS, collect
+from utils_.script import Parser, end_with
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
 # Settings that make a cell of the table; all others must be the same in all runs.
 CELL = ("attack", "aggregator", "aggregator_param", "suppress_outliers", "seed")
 PRACTICAL = ("name", "save_dir", "cache_dir", "device", "workers", "checkpoint_every")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description="Print mAP under each attack and aggregator.")
+    parser = Parser(description="Print mAP under each attack and aggregator.")
     default = [ROOT / "save" / "attacks" / "runs"]
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", default=default)
     parser.add_argument("--selection", default="last5", help=f"one of {', '.join(SELECTIONS)}")
@@ -148,4 +144,4 @@ def _cell(values: pd.Series) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -36,6 +36,7 @@ from src.simulation import resolve_device
 from utils_.environment import describe
 from utils_.errors import UserError
 from utils_.files import write_json
+from utils_.script import Parser, end_with
 
 # What the ratios are to stay under on two processor cores.
 LIMITS = {
@@ -111,14 +112,9 @@ def record(run: Run, options: argparse.Namespace, seconds: float) -> dict[str, A
 # ---- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, complete; raises UserError for wrong ones."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="everything once and small, a minute")
     parser.add_argument("--peers", action="store_true", help="also Flower and pfl-research")
     parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="NAME", help="only these")
@@ -168,4 +164,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -39,6 +39,7 @@ from utils_.datasets.doctor import (
 from utils_.datasets.listing import AbsentData
 from utils_.errors import UserError
 from utils_.scenario import ScenarioSettings, build_scenario
+from utils_.script import Parser, end_with
 
 FINE, WRONG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 TILE, TILES, COLUMNS = 160, 32, 8  # of the contact sheet
@@ -72,7 +73,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Config, 
     Raises:
         UserError: an option that neither has, or a wrong value.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Look a data set over before training.",
         epilog="All options of main_fednml.py that concern data work too: --data-dir, --cache-dir, "
         "--image-size, --fit, --min-positives, --class-order, --clients, --split, --alpha, ...",
@@ -195,4 +196,4 @@ def conclude(findings: Sequence[Finding]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -16,41 +16,42 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from scripts.protocol_code.choice import choose, read_choice, write_choice
-from scripts.protocol_code.data import data_folder, named_folders
+from scripts.protocol_code.data import data_folder, label_digests, named_folders
 from scripts.protocol_code.plan import (
     Protocol,
     Run,
-    known,
+    chosen,
     read_protocol,
     restricted,
     restricted_seeds,
 )
 from scripts.protocol_code.pool import Pool
-from scripts.protocol_code.rows import code_commit, locked, missing_runs, read_rows, refuse_thawed
+from scripts.protocol_code.rows import (
+    code_commit,
+    locked,
+    missing_runs,
+    read_rows,
+    refuse_thawed,
+    unverified,
+)
 from scripts.protocol_code.tables import SCORES, markdown, show
 from utils_.errors import UserError
+from utils_.script import Parser, end_with
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 ROWS = {"tune": "tuning", "choose": "tuning", "run": "test", "show": "test"}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit code."""
     try:
         options = _parse(sys.argv[1:] if words is None else words)
-        known(options.step, STEPS, what="step")
         protocol = read_protocol(options.protocol, options.budget)
         return STEPS[options.step](protocol, options)
     except UserError as error:
@@ -62,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="compare.py"
     )
     add = parser.add_argument
@@ -82,11 +83,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--budget", type=Path, metavar="FILE", help="default budget.yaml of --protocol")
     add("--chosen", type=Path, metavar="FILE", help="default chosen.yaml of --protocol")
     options = parser.parse_args(words)
+    options.step = chosen(options.step, STEPS, what="step")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: give 1 or more")
     options.budget = options.budget or options.protocol / "budget.yaml"
     options.chosen = options.chosen or options.protocol / "chosen.yaml"
-    table = f"compare_{ROWS.get(options.step, '')}.csv"
+    table = f"compare_{ROWS[options.step]}.csv"
     options.rows = options.rows or ROOT / "save" / "tables" / table
     options.save_dir = options.save_dir.resolve()
     return options
@@ -141,7 +143,7 @@ def _run(protocol: Protocol, options: argparse.Namespace) -> int:
 
 def _show(protocol: Protocol, options: argparse.Namespace) -> int:
     methods, settings = _names(protocol, options, settings=protocol.settings)
-    known(options.selection, SCORES, what="--selection:")
+    options.selection = chosen(options.selection, SCORES, what="--selection:")
     seeds = restricted_seeds(options.seeds, protocol.test_seeds, phase="test")
     rows = [row for row in read_rows(options.rows) if int(row["seed"]) in seeds]
     if not rows:
@@ -168,12 +170,15 @@ def _work(plan: Sequence[Run], options: argparse.Namespace) -> int:
     present = [run for run in plan if _present(run, folders)]
     for setting in dict.fromkeys(run.setting for run in plan if run not in present):
         _say(f"left out: {setting}, whose data folder is absent; see --data")
-    runs = missing_runs(present, options.rows)
+    labels = label_digests(present, folders)
+    runs = missing_runs(present, options.rows, labels)
     _say(f"{len(present) - len(runs)} of {len(present)} runs are in {options.rows} already")
+    if count := unverified(present, options.rows, labels):
+        _say(f"{count} rows are of a version that did not note the labels; taken as they are")
     for run in runs:
         run.config()  # refuses what main_fednml.py would refuse, before anything is trained
     commit = code_commit(ROOT)
-    pool = Pool(options.save_dir, options.rows, commit, folders, keep=options.keep)
+    pool = Pool(options.save_dir, options.rows, commit, folders, labels, keep=options.keep)
     if options.dry_run:
         pool.show(runs)
         return DONE
@@ -205,4 +210,4 @@ STEPS: dict[str, Callable[[Protocol, argparse.Namespace], int]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

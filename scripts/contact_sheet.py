@@ -25,6 +25,7 @@ from utils_.datasets.base import ImageDataset
 from utils_.errors import UserError
 from utils_.files import atomic_path
 from utils_.rng import derive
+from utils_.script import Parser, end_with
 
 BACKGROUND, TEXT = "#0b0d10", "#e6e1d8"
 INCHES, DOTS = 1.25, 100  # edge of a tile, dots per inch
@@ -33,8 +34,8 @@ COLOURS = 256  # of the file, which a palette keeps small
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the sheet; return 0, or 2 with one line on stderr."""
-    options = parse(arguments)
     try:
+        options = parse(arguments)
         names = ("dataset", "data_dir", "image_size", "cache_dir", "data_seed", "train_images")
         given = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
         dataset = load_dataset(replace(Config(), **given), quiet=False)
@@ -48,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options; a wrong one ends the program with code 2."""
+    """Return the options.
+
+    Raises:
+        UserError: a wrong one.
+    """
 
     def positive(text: str) -> int:
         number = int(text)
@@ -56,7 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"{number} is below 1")
         return number
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="synthetic", help=", ".join(datasets.DATASETS))
     parser.add_argument("--data-dir", type=Path, help="its folder (default data/<dataset>)")
     parser.add_argument("--cache-dir", type=Path, help="where decoded images are kept")
@@ -131,4 +136,4 @@ def draw(dataset: ImageDataset, rows: Sequence[int], *, columns: int, path: Path
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

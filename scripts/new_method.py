@@ -15,13 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils_.errors import UserError
 from utils_.files import write_text
+from utils_.script import Parser, end_with
 
 DONE, BAD_INPUT = 0, 2
 NAME = re.compile(r"[a-z][a-z0-9_]{0,29}")
@@ -136,11 +136,6 @@ Sends and keeps nothing more.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files of a new method; return the exit code."""
     try:
@@ -162,7 +157,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: an unknown option, or no name.
     """
-    parser = _Parser(description="Begin a new method: its file, its test, its place in the docs.")
+    parser = Parser(description="Begin a new method: its file, its test, its place in the docs.")
     parser.add_argument("name", metavar="NAME", help="as for --method, such as fedprox")
     parser.add_argument("--root", type=Path, default=ROOT, help="another checkout")
     return parser.parse_args(arguments)
@@ -295,4 +290,4 @@ def report(name: str, paths: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,18 +28,15 @@ from src.config import Config
 from src.job import load_dataset
 from utils_ import datasets
 from utils_.datasets.fetch.archives import take
-from utils_.datasets.fetch.download import digest, fetch
+from utils_.datasets.fetch.download import fetch
 from utils_.datasets.fetch.recipes import Recipe, recipe_of
-from utils_.errors import UserError, nearest
+from utils_.errors import UserError, as_known, nearest
+from utils_.files import file_digest
+from utils_.script import Parser, end_with
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 PREPARED = [name for name in datasets.DATASETS if name not in ("synthetic", "csv")]
 NAMES_SHOWN = 5
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description="Fetch a data set and put it into its folder.")
+    parser = Parser(description="Fetch a data set and put it into its folder.")
     parser.add_argument("name", metavar="NAME", help=", ".join(PREPARED))
     parser.add_argument("--data-dir", type=Path, help="its folder (default data/NAME)")
     parser.add_argument(
@@ -80,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: see there.
     """
-    name = options.name
+    name = as_known(options.name, PREPARED)
     if name not in PREPARED:
         raise UserError(f"{name}: there is nothing to prepare; {nearest(name, PREPARED)}")
     folder = options.data_dir or datasets.default_folder(name)
@@ -125,7 +121,7 @@ def download(recipe: Recipe, folder: Path, *, quiet: bool) -> list[Path]:
 
             paths.append(fetch(source, folder, progress=show))
         if source.checksum is None:
-            found = digest(paths[-1], "sha256")
+            found = file_digest(paths[-1], "sha256")
             print(f"{source.name}: sha256 {found} (its owner publishes none to compare with)")
     return paths
 
@@ -199,4 +195,4 @@ def _bar(title: str, unit: str, *, quiet: bool, **options: object) -> Iterator[t
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -2,21 +2,25 @@
 
 GRID has a line a run, ``method noise missing seed``, where ``-`` leaves a value to the options.
 Prints each line with the run's folder at its end. Runs that come to the same folder (0.4 and .4)
-are printed once. Part of sweep.sh, which so knows what is finished before it starts anything.
+are printed once. Part of sweep.sh, which so knows what is finished before it starts anything. The
+folder's name has a digest of label files and weights in it, so that a run of other ones is new.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.command_line import parse_command_line
-from src.config import resolve
+from src.config import Config, resolve
+from src.job import load_dataset, present_inputs
+from src.run_folder import IMAGES, changes, file_inputs, run_folder
 from utils_.errors import UserError
+from utils_.script import end_with
 
 COLUMNS = {"method": "METHODS", "noise": "NOISE", "missing": "MISSING", "seed": "SEEDS"}
 
@@ -42,7 +46,12 @@ def plan(grid: Sequence[Sequence[str]], options: Sequence[str]) -> list[str]:
     """
     for option in options:
         _check_free(option.split("=")[0])
-    folders = {_folder([*options, *_grid_options(values)]): values for values in reversed(grid)}
+    configs = [resolve(parse_command_line([*options, *_grid_options(v)])[0]) for v in grid]
+    inputs = _inputs(configs)
+    folders = {}
+    for config, values in zip(reversed(configs), reversed(grid), strict=True):
+        folders[run_folder(config, inputs).absolute()] = values
+    _check_finished(folders, configs, inputs)
     return [" ".join([*values, str(folder)]) for folder, values in reversed(folders.items())]
 
 
@@ -60,10 +69,31 @@ def _grid_options(values: Sequence[str]) -> list[str]:
     return [part for name, value in pairs if value != "-" for part in (f"--{name}", value)]
 
 
-def _folder(arguments: Sequence[str]) -> Path:
-    config = resolve(parse_command_line(arguments)[0])
-    return Path(config.save_dir).absolute() / "runs" / config.run_name()
+def _inputs(configs: Sequence[Config]) -> dict[str, str]:
+    """Digests of the files that all runs share: nothing in the grid chooses another file."""
+    if not configs:
+        return {}
+    drawn = configs[0].dataset == "synthetic"
+    listed = None if drawn else load_dataset(configs[0], quiet=True, labels_only=True)
+    return file_inputs(configs[0], listed)
+
+
+def _check_finished(
+    folders: Iterable[Path], configs: Sequence[Config], inputs: Mapping[str, str]
+) -> None:
+    """Refuse to take a run for finished whose images have changed: its name does not tell.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    finished = [folder for folder in folders if (folder / "DONE").exists()]
+    if not finished or configs[0].dataset == "synthetic":
+        return
+    present = present_inputs(configs[0], inputs, quiet=True)
+    for folder in finished:
+        if IMAGES in changes(folder, present):
+            raise UserError(f"{folder}: its images have changed since; move it away to run it anew")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -20,16 +20,12 @@ from utils_.figures import draw_overview
 from utils_.finished_runs import SELECTIONS
 from utils_.report import overview_table, overview_values, results_table
 from utils_.result_rows import read_rows, write_rows
+from utils_.script import Parser, end_with
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = (".png", ".svg", ".pdf")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description="Print a table of finished runs.")
+    parser = Parser(description="Print a table of finished runs.")
     parser.add_argument(
         "runs",
         nargs="*",
@@ -103,4 +99,4 @@ def _draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -107,7 +107,8 @@ def resolve_parameters(
         if "assumed_attackers" not in given:
             assumed = _assumed(attackers, attacked, most=(reports - 3) // 2)
             values["assumed_attackers"] = assumed
-        _check_krum(aggregator, values["assumed_attackers"], reports)
+        lever = f"{FLAG} assumed_attackers" if "assumed_attackers" in given else "--attackers"
+        _check_krum(aggregator, values["assumed_attackers"], reports, lever=lever)
     if rule is MultiKrum:
         left = reports - values["assumed_attackers"]
         values["keep"] = values["keep"] if "keep" in given else left - 2
@@ -123,16 +124,20 @@ def _check_trimmed(assumed: int, reports: int) -> None:
     if 2 * assumed >= reports:
         raise UserError(
             f"--aggregator trimmed: cutting {assumed} at each end takes more than {2 * assumed} "
-            f"reports a round, there are {reports}; give more --clients or fewer --attackers"
+            f"reports a round, there are {reports}; let {2 * assumed + 1} --clients report, or "
+            f"give at most {(reports - 1) // 2} --attackers"
         )
 
 
-def _check_krum(aggregator: str, assumed: int, reports: int) -> None:
-    if reports < 2 * assumed + 3:
+def _check_krum(aggregator: str, assumed: int, reports: int, *, lever: str) -> None:
+    """Refuse too many assumed attackers; ``lever`` is the option that sets them."""
+    needed, most = 2 * assumed + 3, (reports - 3) // 2
+    if reports < needed:
+        fewer = f"give at most {most} as {lever}, " if 0 <= most < assumed else ""
         raise UserError(
-            f"--aggregator {aggregator}: withstanding f = {assumed} takes 2f + 3 = "
-            f"{2 * assumed + 3} reports a round, there are {reports}; give more --clients, fewer "
-            "--attackers or another rule"
+            f"--aggregator {aggregator}: withstanding f = {assumed} takes 2f + 3 = {needed} "
+            f"reports a round, there are {reports}; let {needed} --clients report, {fewer}or take "
+            "another rule such as median"
         )
 
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-from src.config import OPTIONS, flag
-from utils_.errors import UserError, nearest
+from src.config import OPTIONS, option_groups
+from src.option import flag
+from utils_.errors import UserError, as_known, nearest
+from utils_.script import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "scripts" / "presets"
+EXAMPLES = """examples:
+  python src/main_fednml.py                                       embedded data, flaws simulated
+  python src/main_fednml.py --dataset csv --data-dir my_data --dry-run      what your files hold
+  python src/main_fednml.py --dataset isic --noise 0.4 --missing 0.5 --method fedavg --rounds 20
+  python src/main_fednml.py --resume save/runs/NAME               go on after an interruption
+
+scripts/check_data.py looks a data set over; README.md explains the rest."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -43,6 +52,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_preset(name: str) -> dict[str, Any]:
     """Settings of ``scripts/presets/<name>.yaml``."""
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    name = as_known(name, known)
     if name not in known:
         raise UserError(f"--preset {name}: unknown preset; {nearest(name, known)}")
     return read_yaml(PRESETS / f"{name}.yaml")
@@ -53,35 +63,38 @@ def _short(error: Exception) -> str:
     return " ".join(text.split())[:120]
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line with the nearest name."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
-
-
 def build_parser() -> Parser:
     """The command line, made from :class:`Config`."""
     parser = Parser(
         prog="main_fednml.py",
+        usage="%(prog)s [options]",
         description="Federated learning on images whose labels are noisy and missing at once.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    _add_commands(parser)
+    for heading, names in option_groups().items():
+        group = parser.add_argument_group(heading)
+        for name in names:
+            _add_option(group, name, OPTIONS[name])
+    return parser
+
+
+def _add_commands(parser: Parser) -> None:
+    """What is no setting of a run: where settings come from, and what else to do than train."""
     parser.add_argument("--preset", help="settings of scripts/presets/NAME.yaml", metavar="NAME")
     parser.add_argument("--config", help="YAML file of settings", metavar="FILE")
-    for name, option_field in OPTIONS.items():
-        _add_option(parser, name, option_field)
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue an interrupted run")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done")
     parser.add_argument(
         "--list", metavar="methods|losses|datasets|models", help="show what there is"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
 
 
-def _add_option(parser: Parser, name: str, option_field: Field[Any]) -> None:
+def _add_option(parser: argparse._ActionsContainer, name: str, option_field: Field[Any]) -> None:
     rules = option_field.metadata
     if rules["parse"] is bool:
         parser.add_argument(flag(name), action="store_true", help=rules["help"])
@@ -93,8 +106,15 @@ def _add_option(parser: Parser, name: str, option_field: Field[Any]) -> None:
         text += ": " + ", ".join(rules["choices"]())
     pairs = rules["parse"] is dict
     action = "append" if pairs else "store"
-    metavar = "KEY=VALUE" if pairs else name.upper()
+    metavar = "KEY=VALUE" if pairs else _metavar(name, rules)
     parser.add_argument(flag(name), action=action, help=text.replace("%", "%%"), metavar=metavar)
+
+
+def _metavar(name: str, rules: Mapping[str, Any]) -> str:
+    """What stands for the value in the help: NAME of a list, N, X, or DIR of data_dir."""
+    if rules["choices"]:
+        return "NAME"
+    return {int: "N", float: "X"}.get(rules["parse"]) or name.rpartition("_")[2].upper()
 
 
 def parse_command_line(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,12 +18,13 @@ from src.attacks import ATTACKS
 from src.methods import method_class, method_names
 from src.methods.base import parse_params
 from src.models import MODELS, OPTIMIZERS
+from src.option import checked, flag, option
 from src.plan import Plan
 from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
 from utils_.datasets import DATASETS
 from utils_.datasets.columns import CLASS_ORDERS
-from utils_.errors import UserError, nearest
+from utils_.errors import UserError, as_known, nearest
 from utils_.missing import MISSING_TYPES, UP_TO_ALL
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
 from utils_.priors import CLASS_WEIGHTS
@@ -33,10 +34,15 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Part = TypeVar("Part", bound="DataclassInstance")
+DATA, FLAWS, SITES = "data", "flaws of the labels, simulated", "federation: sites and their images"
+OTHER_DEVICES = {"mps": "Apple's GPUs", "xpu": "Intel's GPUs", "tpu": "TPUs", "xla": "TPUs"}
+METHOD, MODEL, TRAINING = "method", "model", "training"
+REPORTS, MACHINE = "federation: reports and attacks", "machine and output"
+NAMED_WEIGHTS = ("none", "imagenet")
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
-def _share_or_count(text: str) -> float | int:
+def share_or_count(text: str) -> float | int:
     """0.5 is a share of the classes, 4 a count of classes."""
     try:
         return int(text)
@@ -44,25 +50,26 @@ def _share_or_count(text: str) -> float | int:
         return float(text)
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Callable[[], Sequence[str]] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    parse: Callable[[str], Any] | None = None,
-    result: bool = True,
-) -> Any:
-    """One setting: its default, meaning, names or closed range.
+def device_name(text: str) -> str:
+    """Other names of the GPU become ``cuda``; what is no device of this program is named.
 
-    ``result=False`` marks settings that change where or how a run is done, not what it yields.
+    Raises:
+        UserError: another GPU than the first, or another kind of device.
     """
-    parse = parse or type(default)
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "parse": parse}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata | {"result": result})
-    return field(default=default, metadata=metadata | {"result": result})
+    kind, _, number = text.lower().partition(":")
+    if kind in ("gpu", "cuda") and number in ("", "0"):
+        return "cuda"
+    if kind in ("gpu", "cuda") and number.isdecimal():
+        raise UserError(
+            f"--device {text}: a run sees the first GPU alone; write CUDA_VISIBLE_DEVICES={number} "
+            "before the command and give --device cuda"
+        )
+    if kind in OTHER_DEVICES:
+        raise UserError(
+            f"--device {text}: {OTHER_DEVICES[kind]} are not used; give --device cpu, or cuda on a "
+            "machine with a GPU of NVIDIA or AMD"
+        )
+    return text.lower()
 
 
 def _names(*names: str) -> Callable[[], Sequence[str]]:
@@ -73,12 +80,12 @@ def _names(*names: str) -> Callable[[], Sequence[str]]:
 class Config:
     """All settings of a run; :func:`resolve` replaces None by what follows from the others."""
 
-    dataset: str = option("synthetic", "data set", choices=lambda: tuple(DATASETS))
+    dataset: str = option("synthetic", "data set", choices=lambda: tuple(DATASETS), group=DATA)
     data_dir: str | None = option(None, "its folder (default data/<dataset>)", parse=str)
-    method: str = option("fednml", "method", choices=method_names)
+    method: str = option("fednml", "method", choices=method_names, group=METHOD)
     param: dict[str, Any] = option({}, "a parameter of the method; may be repeated")
     noise: float | None = option(
-        None, "noise rate (default 0; synthetic 0.4)", low=0, high=1, parse=float
+        None, "noise rate (default 0; synthetic 0.4)", low=0, high=1, parse=float, group=FLAWS
     )
     noise_type: str = option("paper", "noise model", choices=lambda: tuple(NOISE_TYPES))
     noise_clients: str = option(
@@ -91,11 +98,11 @@ class Config:
         "share (0.5) or count (4) that is hidden: of a client's classes, an image's cells or a "
         "client's images, by --missing-type (default 0; synthetic 0.4)",
         low=0,
-        parse=_share_or_count,
+        parse=share_or_count,
     )
     missing_type: str = option("classes", "what is hidden", choices=lambda: tuple(MISSING_TYPES))
     assume_negative: bool = option(False, "missing cells of training images count as negative")
-    clients: int = option(4, "number of sites K", low=1, high=100_000)
+    clients: int = option(4, "number of sites K", low=1, high=100_000, group=SITES)
     split: str = option("iid", "how images are dealt to sites", choices=_names(*SPLITS, "file"))
     split_file: str | None = option(
         None, "CSV of image, split, client, such as a run's assignments.csv", parse=str
@@ -110,18 +117,24 @@ class Config:
     test_share: float = option(
         0.2, "share cut off for the test where none is given", low=0.01, high=0.5
     )
-    train_images: int = option(1764, "training images of synthetic", low=40, high=1_000_000)
+    train_images: int = option(
+        1764, "training images of synthetic", low=40, high=1_000_000, group=DATA
+    )
     test_images: int = option(444, "test images of synthetic", low=20, high=1_000_000)
-    model: str = option("small", "backbone", choices=_names(*MODELS))
-    weights: str = option("none", "none, imagenet or a file")
-    image_size: int = option(64, "side of the square images in pixels", low=16, high=1024)
+    model: str = option("small", "backbone", choices=_names(*MODELS), group=MODEL)
+    weights: str = option(
+        "none", "none, imagenet or a file", parse=lambda text: as_known(text, NAMED_WEIGHTS)
+    )
+    image_size: int = option(
+        64, "side of the square images in pixels", low=16, high=1024, group=DATA
+    )
     fit: str = option("crop", "how an image becomes square", choices=_names("crop", "pad"))
     skip_bad_images: bool = option(False, "leave out images that cannot be read")
     min_positives: int = option(
         0, "leave out classes with fewer positive training images", low=0, high=1_000_000_000
     )
     class_order: str = option("official", "order of the classes", choices=_names(*CLASS_ORDERS))
-    rounds: int = option(100, "rounds", low=1, high=1_000_000)
+    rounds: int = option(100, "rounds", low=1, high=1_000_000, group=TRAINING)
     warmup_rounds: int = option(
         10, "rounds of the first phase, of methods that have one", low=0, high=1_000_000
     )
@@ -147,7 +160,9 @@ class Config:
     consistency: float = option(0.0, "largest weight of two-view consistency", low=0, high=100)
     augment: str = option("weak", "strength of the first view", choices=_names(*AUGMENT))
     freeze_rounds: int = option(0, "rounds that train the head alone", low=0, high=1_000_000)
-    aggregator: str = option("mean", "how reports are combined", choices=lambda: tuple(AGGREGATORS))
+    aggregator: str = option(
+        "mean", "how reports are combined", choices=lambda: tuple(AGGREGATORS), group=REPORTS
+    )
     aggregator_param: dict[str, Any] = option(
         {}, "a parameter of the aggregator; may be repeated: " + parameter_help()
     )
@@ -160,13 +175,22 @@ class Config:
     attack_scale: float = option(
         4.0, "length of a false update in true ones (sign_flip, gaussian)", low=0, high=1e6
     )
-    eval_every: int = option(5, "rounds between two looks at the test set", low=1, high=1_000_000)
+    eval_every: int = option(
+        5, "rounds between two looks at the test set", low=1, high=1_000_000, group=TRAINING
+    )
     seed: int = option(1, "seed of training", low=0, high=2**31)
     data_seed: int = option(1, "seed of images, splits, noise and masks", low=0, high=2**31)
     device: str = option(
-        "auto", "where to compute", choices=_names("auto", "cpu", "cuda"), result=False
+        "auto",
+        "where to compute",
+        choices=_names("auto", "cpu", "cuda"),
+        parse=device_name,
+        result=False,
+        group=MACHINE,
     )
-    workers: str = option("auto", "processes side by side: auto or a number", result=False)
+    workers: str = option(
+        "auto", "processes side by side: auto or a number", parse=str.lower, result=False
+    )
     checkpoint_every: int = option(
         1, "rounds between two checkpoints", low=1, high=1_000_000, result=False
     )
@@ -188,19 +212,36 @@ class Config:
         """The part of the settings that every method sees."""
         return self.part(Plan, classes=classes)
 
-    def canonical_hash(self) -> str:
-        """Ten hex digits over everything that may change a result."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["result"]}
+    def canonical_hash(self, inputs: Mapping[str, str] | None = None) -> str:
+        """Ten hex digits over everything that may change a result.
+
+        Args:
+            inputs: digests of the files that count, see :func:`src.run_folder.file_inputs`.
+        """
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if self._counts(f)}
         if kept["data_dir"]:
             kept["data_dir"] = str(Path(kept["data_dir"]).resolve())
+        if inputs:
+            kept["inputs"] = dict(inputs)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
-    def run_name(self) -> str:
+    def _counts(self, option_field: Field[Any]) -> bool:
+        rules = option_field.metadata
+        as_before = rules["later"] and getattr(self, option_field.name) == option_field.default
+        return bool(rules["result"] and not as_before)
+
+    def run_name(self, inputs: Mapping[str, str] | None = None) -> str:
         """The given name, else one that says the setting and ends in the hash."""
         if self.name:
             return self.name
         flaws = f"noise{self.noise:g}-missing{self.missing:g}"
-        return f"{self.dataset}-{self.method}-{flaws}-seed{self.seed}-{self.canonical_hash()}"
+        code = self.canonical_hash(inputs)
+        return f"{self.dataset}-{self.method}-{flaws}-seed{self.seed}-{code}"
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file of ``weights``, if it is one."""
+        return None if self.weights in NAMED_WEIGHTS else self.weights
 
     def to_yaml(self) -> str:
         """All settings as YAML, in the order of the class."""
@@ -208,6 +249,16 @@ class Config:
 
 
 OPTIONS: dict[str, Field[Any]] = {f.name: f for f in fields(Config)}
+
+
+def option_groups() -> dict[str, list[str]]:
+    """The settings below each heading of ``--help``."""
+    groups: dict[str, list[str]] = {}
+    heading = DATA
+    for name, option_field in OPTIONS.items():
+        heading = option_field.metadata["group"] or heading
+        groups.setdefault(heading, []).append(name)
+    return groups
 
 
 def resolve(given: dict[str, Any]) -> Config:
@@ -219,7 +270,7 @@ def resolve(given: dict[str, Any]) -> Config:
     for name in given:
         if name not in OPTIONS:
             raise UserError(f"{flag(name)}: unknown setting; {nearest(name, OPTIONS)}")
-    config = Config(**{name: _checked(OPTIONS[name], value) for name, value in given.items()})
+    config = Config(**{name: checked(OPTIONS[name], value) for name, value in given.items()})
     flawed = 0.4 if config.dataset == "synthetic" else 0
     config = replace(
         config,
@@ -242,12 +293,18 @@ def _check_together(config: Config) -> None:
     if config.split_file and config.split != "file":
         raise UserError(f"--split-file: clashes with --split {config.split}; leave out one of them")
     if config.weights == "imagenet" and config.model == "small":
-        raise UserError("--weights imagenet: model 'small' has no such weights; use --weights none")
+        raise UserError(
+            "--weights imagenet: model 'small' has no such weights; use a larger --model such as "
+            "resnet18, or --weights none"
+        )
     _check_name(config.name)
     if config.dataset == "csv" and config.data_dir is None:
         raise UserError("--dataset csv: give the folder with your files as --data-dir DIR")
     if config.attack != "none" and config.attackers > config.clients:
-        raise UserError(f"--attackers {config.attackers}: there are {config.clients} clients only")
+        raise UserError(
+            f"--attackers {config.attackers}: there are {config.clients} clients only; give fewer "
+            "attackers or more --clients"
+        )
     if config.suppress_outliers and config.aggregator in RANKING:
         raise UserError(
             f"--suppress-outliers: {config.aggregator} does not weigh clients; leave one of the "
@@ -282,44 +339,3 @@ def worker_count(config: Config, processors: int) -> int:
     if not str(config.workers).isdecimal() or not 1 <= int(config.workers) <= 1024:
         raise UserError(f"--workers {config.workers}: give auto or a number from 1 to 1024")
     return min(int(config.workers), config.clients)
-
-
-def _checked(option_field: Field[Any], value: Any) -> Any:
-    """Convert one value to its setting's type and check names and range."""
-    rules, name = option_field.metadata, option_field.name
-    if value is None and option_field.default is None:
-        return None
-    value = _converted(rules["parse"], value, name)
-    if rules["choices"] and value not in rules["choices"]():
-        hint = nearest(value, rules["choices"]())
-        raise UserError(f"{flag(name)} {value}: unknown {name.replace('_', ' ')}; {hint}")
-    low, high = rules["low"], rules["high"]
-    if low is not None and not low <= value <= (high if high is not None else float("inf")):
-        upper = f" to {high:g}" if high is not None else " or more"
-        raise UserError(f"{flag(name)} {value}: out of range; give a number from {low:g}{upper}")
-    return value
-
-
-def _converted(parse: Callable[[str], Any] | type, value: Any, name: str) -> Any:
-    if parse is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{flag(name)} {value}: give key=value")
-        return dict(value)
-    if parse is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{flag(name)} {value}: give true or false")
-        return value
-    if value is None or isinstance(value, bool | list | dict):
-        raise UserError(f"{flag(name)} {value}: give a single {_kind(parse)}")
-    try:
-        return parse(str(value))
-    except ValueError as error:
-        raise UserError(f"{flag(name)} {value}: give a {_kind(parse)}") from error
-
-
-def _kind(parse: Callable[[str], Any]) -> str:
-    return {"int": "whole number", "str": "text"}.get(parse.__name__, "number")
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

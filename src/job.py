@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
 import traceback
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,26 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from src.command_line import ROOT, read_yaml
+from src.command_line import ROOT
 from src.config import Config, resolve
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
 from src.models import FlatModel
+from src.option import flag
 from src.results import final_table
+from src.run_folder import (
+    IMAGES,
+    SETTINGS,
+    answer,
+    file_inputs,
+    finished_table,
+    made_from,
+    refuse_changed,
+    run_folder,
+    settings_of,
+)
+from src.server import NoReportLeft
 from src.simulation import Simulation, build_model
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
@@ -54,10 +67,13 @@ def show(settings: dict[str, Any]) -> str:
     config = resolve(settings)
     with held_log():
         dataset = load_dataset(config, quiet=True, labels_only=True)
-        model = build_model(config, classes=len(dataset.classes))
+        # A model has as many parameters with weights as without, and those of ImageNet would be
+        # downloaded; of a file it must be known whether it fits.
+        bare = replace(config, weights=config.weights_file or "none")
+        model = build_model(bare, classes=len(dataset.classes))
         scenario = _build_scenario(config, dataset, folder=None)
     facts = {
-        "run folder": str(_run_folder(config)),
+        "run folder": str(run_folder(config, file_inputs(config, dataset))),
         "images": f"{len(dataset.files):,}",
         "model parameters": f"{model.parameter_count:,}",
     }
@@ -78,91 +94,88 @@ def start(settings: dict[str, Any], *, quiet: bool) -> str:
         RunFailed, Interrupted: later; the run can be resumed.
     """
     config = resolve(settings)
-    folder = _run_folder(config)
-    _check_new(folder)
     with held_log():
-        simulation, scenario = _prepare(config, quiet=quiet)
-        _create_folder(folder, simulation, scenario)
+        listed = load_dataset(config, quiet=True, labels_only=True)
+        inputs = file_inputs(config, listed)
+        folder = run_folder(config, inputs)
+        if folder.exists():
+            return answer(folder, config, present_inputs(config, inputs, quiet=quiet))
+        simulation, scenario = _prepare(config, listed, quiet=quiet)
+        _create_folder(folder, simulation, scenario, inputs=inputs)
     return _run(simulation, folder, quiet=quiet)
+
+
+def present_inputs(config: Config, inputs: Mapping[str, str], *, quiet: bool) -> dict[str, str]:
+    """What a run would be made from now; ``synthetic`` has no images but those of its settings."""
+    present = {SETTINGS: config.canonical_hash(), **inputs}
+    if config.dataset != "synthetic":
+        present[IMAGES] = load_dataset(config, quiet=quiet).image_key
+    return present
 
 
 def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
     """Continue the run in ``folder`` to the same bits; raises as :func:`start`."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"--resume {folder}: no run here (config.yaml is absent)")
-    fixed = sorted(set(settings) - MAY_CHANGE)
-    if fixed:
-        name = fixed[0].replace("_", "-")
-        raise UserError(f"--{name}: a resumed run keeps its settings; leave it out or start anew")
-    config = resolve(read_yaml(folder / "config.yaml") | settings)
+    config = _resumed(folder, settings)
     if (folder / "DONE").exists():
-        return f"{_read_result(folder)}\n\nalready finished: {folder}"
+        return finished_table(folder)
     with held_log():
-        simulation, _ = _prepare(config, quiet=quiet, begun=folder)
+        listed = load_dataset(config, quiet=True, labels_only=True)
+        simulation, _ = _prepare(config, listed, quiet=quiet, begun=folder)
         simulation.resume(folder)
     for half_written in folder.rglob(".*.tmp"):  # by a process that was killed
         half_written.unlink()
     return _run(simulation, folder, quiet=quiet)
 
 
+def _resumed(folder: Path, settings: dict[str, Any]) -> Config:
+    """The settings of the run in ``folder``, with those changed on which no result depends."""
+    there = settings_of(folder)
+    before, config = resolve(there), resolve(there | settings)
+    for name in sorted(set(settings) - MAY_CHANGE):
+        begun_with = getattr(before, name)
+        if getattr(config, name) != begun_with:
+            raise UserError(
+                f"{flag(name)}: the run began with {begun_with} and keeps it; leave the option "
+                "out, or leave out --resume to start a new run"
+            )
+    return config
+
+
 def _prepare(
-    config: Config, *, quiet: bool, begun: Path | None = None
+    config: Config, listed: ImageDataset, *, quiet: bool, begun: Path | None = None
 ) -> tuple[Simulation, Scenario]:
     """Do everything that bad input can break, before the run's folder is made.
 
-    ``begun`` is the folder of a run to go on with, which must have had the same data.
+    ``listed`` is the data set without its pixels; ``begun`` the folder of a run to go on with,
+    which must have been made from the same files.
     """
-    model = _rehearse(config)
+    model = _rehearse(config, listed)
     dataset = load_dataset(config, quiet=quiet)
     if begun:
-        unsaved = _build_scenario(config, dataset, folder=None)
-        _check_same(begun, _identity(config, unsaved))
+        key = _build_scenario(config, dataset, folder=None).key
+        inputs = file_inputs(config, listed)
+        refuse_changed(begun, made_from(config, inputs, images=dataset.image_key, scenario=key))
     scenario = _build_scenario(config, dataset, folder=Path(config.save_dir) / "splits")
     return Simulation(config, dataset, scenario, model), scenario
 
 
-def _rehearse(config: Config) -> FlatModel:
-    """Check settings, label files, weights and disk before an image is decoded; write nothing."""
+def _rehearse(config: Config, listed: ImageDataset) -> FlatModel:
+    """Check settings, labels, weights and disk before an image is decoded; write nothing."""
     save_dir = Path(config.save_dir)
     for folder in (save_dir / "splits", save_dir / "runs"):
         _check_writable(folder)
-    dataset = load_dataset(config, quiet=True, labels_only=True)
-    model = build_model(config, classes=len(dataset.classes))
-    needed = _estimated_bytes(config, dataset, model)["disk space"]
+    model = build_model(config, classes=len(listed.classes))
+    needed = _estimated_bytes(config, listed, model)["disk space"]
     free = shutil.disk_usage(_existing_parent(save_dir)).free
     if free < needed:
         raise UserError(
             f"--save-dir {save_dir}: {free / 1e6:.1f} MB free, the run needs about "
             f"{needed / 1e6:.1f} MB; free some space or choose another folder"
         )
-    _build_scenario(config, dataset, folder=None)
+    _build_scenario(config, listed, folder=None)
     return model
-
-
-def _identity(config: Config, scenario: Scenario) -> str:
-    """Stands for all that a run's result depends on: settings, images, labels and their flaws."""
-    return f"{config.canonical_hash()}-{scenario.key}"
-
-
-def _check_same(folder: Path, identity: str) -> None:
-    path = folder / "env.json"
-    try:
-        began_with = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: absent or damaged, cannot resume; start anew") from error
-    if began_with != identity:
-        raise UserError(
-            f"--resume {folder}: the data or config.yaml are not those the run began with; "
-            "restore them or start anew"
-        )
-
-
-def _read_result(folder: Path) -> str:
-    path = folder / "result.json"
-    try:
-        return final_table(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: absent or damaged; choose another --name to run anew") from error
 
 
 def load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> ImageDataset:
@@ -171,26 +184,21 @@ def load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> I
     options = config.part(
         DataOptions,
         **{name: Path(place) if place else None for name, place in places.items()},
-        workers=processor_count(),
+        workers=_reading_processes(config),
         quiet=quiet,
         labels_only=labels_only,
     )
     return datasets.load(config.dataset, options)
 
 
+def _reading_processes(config: Config) -> int:
+    """As many as there are processors, or fewer if ``--workers`` says so: each needs memory."""
+    there = processor_count()
+    return there if config.workers == "auto" else min(int(config.workers), there)
+
+
 def _build_scenario(config: Config, dataset: ImageDataset, *, folder: Path | None) -> Scenario:
     return build_scenario(dataset, config.part(ScenarioSettings), folder=folder)
-
-
-def _run_folder(config: Config) -> Path:
-    return Path(config.save_dir) / "runs" / config.run_name()
-
-
-def _check_new(folder: Path) -> None:
-    if (folder / "DONE").exists():
-        raise UserError(f"{folder}: this run is finished; choose another --name to run it again")
-    if folder.exists():
-        raise UserError(f"{folder}: exists; go on with --resume {folder} or choose another --name")
 
 
 def _existing_parent(path: Path) -> Path:
@@ -221,7 +229,9 @@ def _estimated_bytes(config: Config, dataset: ImageDataset, model: FlatModel) ->
     return {"sent to clients": wire, "sent to the server": wire, "disk space": disk}
 
 
-def _create_folder(folder: Path, simulation: Simulation, scenario: Scenario) -> None:
+def _create_folder(
+    folder: Path, simulation: Simulation, scenario: Scenario, *, inputs: Mapping[str, str]
+) -> None:
     """Fill the run's folder beside its place, then rename it."""
     config, dataset = simulation.config, simulation.dataset
     settings = {
@@ -229,7 +239,7 @@ def _create_folder(folder: Path, simulation: Simulation, scenario: Scenario) -> 
         "workers": simulation.workers,
         "device": str(simulation.model.device),
         "command": sys.argv,
-        "identity": _identity(config, scenario),
+        "made_from": made_from(config, inputs, images=dataset.image_key, scenario=scenario.key),
     }
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -242,7 +252,7 @@ def _create_folder(folder: Path, simulation: Simulation, scenario: Scenario) -> 
         draft.rename(folder)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); see --save-dir and --name"
+            f"{folder}: cannot be written ({error.strerror}); choose another --save-dir or --name"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -264,8 +274,17 @@ def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
         raise Interrupted(f"interrupted; go on with --resume {folder}") from error
     except Exception as error:
         _keep_traceback(folder)
-        raise RunFailed(f"{type(error).__name__}: {error}; --resume {folder} goes on") from error
+        told = f"{type(error).__name__}: {error}"
+        raise RunFailed(f"{told}; {_remedy(error, folder, simulation.config)}") from error
     return f"{final_table(result)}\n\nrun folder: {folder}"
+
+
+def _remedy(error: Exception, folder: Path, config: Config) -> str:
+    """What to do about a failure; the same settings would fail again where no report was usable."""
+    if not isinstance(error, NoReportLeft):
+        return f"see {folder / 'error.txt'}; once the cause is mended, --resume {folder} goes on"
+    deed = f"a smaller --lr than {config.lr:g}" if config.attack == "none" else "fewer --attackers"
+    return f"a resume would end alike: start a new run with {deed}"
 
 
 def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> None:

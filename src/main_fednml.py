@@ -21,6 +21,7 @@ from src.catalogue import listing
 from src.command_line import parse_command_line
 from src.interruption import Interrupted
 from utils_.errors import UserError
+from utils_.script import end_with
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 
@@ -59,4 +60,4 @@ def _complain(reason: object, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

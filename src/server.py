@@ -125,7 +125,7 @@ class Server:
 
     def _why_none(self) -> str:
         told = "; ".join(f"client {client}: {why}" for client, why in self.rejected.items())
-        return f"round {self.round}: no report can be used ({told}); try a smaller --lr"
+        return f"round {self.round}: no report can be used ({told})"
 
     def _suppressed(self, held: list[Report]) -> Iterator[Report]:
         """The reports, flagged ones with less weight."""

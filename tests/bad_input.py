@@ -285,12 +285,18 @@ def isic(folder: Path) -> None:
     (folder / "ISIC_2019_Training_Metadata.csv").write_text("image,lesion_id\nISIC_1,a\n")
 
 
-def existing_run(place: Place, *, done: bool) -> list[Any]:
-    folder = place.save / "runs" / "mine"
-    folder.mkdir(parents=True)
-    if done:
-        (folder / "DONE").touch()
+def folder_without_run(place: Place) -> list[Any]:
+    (place.save / "runs" / "mine").mkdir(parents=True)
     return options("--name", "mine")(place)
+
+
+def existing_run(place: Place, *, rounds: int, done: bool = True) -> list[Any]:
+    """A command for the folder of a run of one round; a copy of it is there."""
+    folder = place.save / "runs" / "run"
+    shutil.copytree(place.finished, folder)
+    if not done:
+        (folder / "DONE").unlink()
+    return tiny.command(place.pristine, place.save, method="fedavg", rounds=rounds, name="run")
 
 
 def below_a_file(place: Place, option: str) -> list[Any]:

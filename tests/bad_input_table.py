@@ -14,6 +14,7 @@ from bad_input import (
     data,
     existing_run,
     folder_instead,
+    folder_without_run,
     forbidden,
     isic,
     mounted,
@@ -210,8 +211,13 @@ IMAGES = [
 ]
 
 FOLDERS = [
-    row("run exists", partial(existing_run, done=False), "mine", "--resume", "--name"),
-    row("run is finished", partial(existing_run, done=True), "mine", "finished", "--name"),
+    row("folder without a run", folder_without_run, "mine", "holds no run", "--name"),
+    row("run exists", partial(existing_run, rounds=1, done=False), "run", "--resume", "--name"),
+    row(
+        "run of other settings",
+        partial(existing_run, rounds=2),
+        *("run", "--rounds 1 instead of 2", "--name"),
+    ),
     row("save below a file", partial(below_a_file, option="--save-dir"), "--save-dir", "choose"),
     row("cache below a file", partial(below_a_file, option="--cache-dir"), "sub", "--cache-dir"),
     row("a file for the runs", runs_is_a_file, "--save-dir", "runs", "choose another folder"),
@@ -274,16 +280,22 @@ FOLDERS = [
 
 RESUME = [
     row("nothing to resume", options("--resume", "gone"), "--resume gone", "config.yaml"),
-    row("fixed option", resume(unchanged, "--lr", "0.1"), "--lr", "leave it out or start anew"),
+    row(
+        "fixed option",
+        resume(unchanged, "--lr", "0.1"),
+        "--lr",
+        "began with 0.001",
+        "leave out --resume",
+    ),
     row("damaged checkpoint", unfinished(damaged_checkpoint), "round-", "damaged", "delete it"),
     row("strange checkpoint", unfinished(strange_checkpoint), "round-", "damaged", "delete it"),
     row("no config", resume(removed("config.yaml")), "--resume", "config.yaml"),
     row("damaged config", unfinished(written("config.yaml", b"a: [")), "config.yaml", "not YAML"),
     row("other config", unfinished(replaced("config.yaml", "lr: 0.001", "lr: 0.1")), "config.yaml"),
-    row("no environment", unfinished(removed("env.json")), "env.json", "start anew"),
+    row("no environment", unfinished(removed("env.json")), "env.json", "another --name"),
     row("damaged result", resume(written("result.json", b"{")), "result.json", "--name"),
     row("other result", resume(written("result.json", b"[]")), "result.json", "--name"),
-    row("other data", other_data, "--resume", "data", "restore them"),
+    row("other data", other_data, "--resume", "the labels are", "restore them"),
 ]
 
 GROUPS = {

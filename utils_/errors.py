@@ -11,7 +11,18 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint such as ``did you mean 'fednml'?``, or the list of known names."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    """Return a hint such as ``did you mean 'fednml'?``, or the list of known names.
+
+    Upper and lower case count as the same.
+    """
+    names = {one.lower(): one for one in sorted(known)}
+    close = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{names[close[0]]}'?"
+    return f"known: {', '.join(names.values())}"
+
+
+def as_known(name: str, known: Iterable[str]) -> str:
+    """Return the known name that differs from ``name`` in upper and lower case alone, else it."""
+    names = {one.lower(): one for one in known}
+    return names.get(name.lower(), name)

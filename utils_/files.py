@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+BLOCK_BYTES = 2**20
 
 
 @contextmanager
@@ -27,6 +30,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: Path, kind: str) -> str:
+    """Return the hex digest of a file, ``kind`` being e.g. md5."""
+    found, block = hashlib.new(kind), bytearray(BLOCK_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            found.update(memoryview(block)[:count])
+    return found.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -61,7 +61,10 @@ def _run_folders(roots: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for root in map(Path, roots):
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder; give run folders or a folder that holds them")
+            raise UserError(
+                f"{root}: no such folder; give run folders or a folder that holds them, or train "
+                "one with python src/main_fednml.py"
+            )
         for name in ("config.yaml", "result.json"):
             for path in sorted(root.rglob(name)):
                 found.setdefault(path.parent.resolve(), path.parent)

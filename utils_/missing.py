@@ -142,7 +142,7 @@ def hide_classes(cells: HidableCells, missing: float | int) -> np.ndarray:
         raise UserError(
             f"--missing {missing} leaves {classes - hidden} of {classes} classes to each of "
             f"{clients} client(s), so a class would be annotated by nobody; "
-            f"use --missing {most} or less, or --clients {needed} or more"
+            f"use --missing {most}{' or less' if most else ''}, or --clients {needed} or more"
         )
     ranks = class_ranks(clients, classes, data_seed=cells.data_seed)
     visible: np.ndarray = (ranks < classes - hidden)[cells.client]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import Field, field, fields, replace
 from typing import Any
 
@@ -42,7 +43,15 @@ def parse_params(
     return params
 
 
+def plain(number: float) -> str:
+    """A number as the command line takes it: 1000000, which 1e+06 is not for a whole one."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
 def _convert(entry: Field[Any], value: Any, flag: str) -> float:
+    if isinstance(value, str):  # YAML takes 1e-3, which lacks a point, for a word
+        with suppress(ValueError):
+            value = float(value)
     kind: type[float] = {"bool": bool, "int": int, "float": float}[str(entry.type)]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {bool: isinstance(value, bool), int: number and float(value).is_integer(), float: number}
@@ -50,5 +59,6 @@ def _convert(entry: Field[Any], value: Any, flag: str) -> float:
         raise UserError(f"{flag} {entry.name}={value}: give a value of type {entry.type}")
     low, high = entry.metadata.get("range", (-np.inf, np.inf))
     if kind is not bool and not low <= value <= high:
-        raise UserError(f"{flag} {entry.name}={value}: give a number from {low:g} to {high:g}")
+        bounds = f"{plain(low)} to {plain(high)}"
+        raise UserError(f"{flag} {entry.name}={value}: give a number from {bounds}")
     return kind(value)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.protocol_code.plan import Run, known
+from scripts.protocol_code.plan import Identity, Run, chosen
+from src.config import resolve
+from src.job import load_dataset
 from utils_.datasets import DATASETS, default_folder
+from utils_.datasets.digest import labels_digest
 from utils_.errors import UserError
+from utils_.files import file_digest
 from utils_.rng import derive
 
 PLACE = "FEDNML_DATA"  # environment variable: a folder that holds one folder a data set
@@ -23,7 +28,7 @@ def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
     folders = {}
     for pair in pairs:
         name, _, place = pair.partition("=")
-        known(name, DATASETS, what="--data: data set")
+        name = chosen(name, DATASETS, what="--data: data set")
         if not Path(place).is_dir() or not place:
             raise UserError(f"--data {pair}: no such folder; give NAME=DIR")
         folders[name] = Path(place).resolve()
@@ -59,7 +64,10 @@ def observed_folder(folder: Path, run: Run, inside: Path) -> Path:
     Validation images, cut out by patient and seed, keep their true labels, as in every other
     setting. The folder serves all runs of the setting and seed.
     """
-    made = inside / f"{run.setting}-{Path(str(run.observed)).stem}-s{run.seed}"
+    # The digest is of what is copied; the rest are links, which follow their files.
+    copied = ("train_data.csv", str(run.observed), "groups.csv")
+    code = hashlib.sha256("".join(_digest(folder / name) for name in copied).encode()).hexdigest()
+    made = inside / f"{run.setting}-{Path(str(run.observed)).stem}-s{run.seed}-{code[:10]}"
     if made.exists():
         return made
     draft = made.with_name(f".{made.name}")
@@ -74,6 +82,31 @@ def observed_folder(folder: Path, run: Run, inside: Path) -> Path:
     kept = [x for x in observed[1:] if x[0] not in held_out]
     _write(draft / "train_data.csv", [observed[0], *kept])
     return draft.rename(made)
+
+
+def label_digests(runs: Sequence[Run], folders: Mapping[str, Path]) -> dict[Identity, str]:
+    """What the label files of each run say, as one short text; empty for ``synthetic``."""
+    known: dict[tuple[str, str | None], str] = {}
+    found = {}
+    for run in runs:
+        key = run.options["dataset"], run.observed
+        if key not in known:
+            known[key] = _label_digest(*key, folders)
+        found[run.identity] = known[key]
+    return found
+
+
+def _label_digest(name: str, observed: str | None, folders: Mapping[str, Path]) -> str:
+    folder = None if name == "synthetic" else data_folder(name, folders)
+    if folder is None:
+        return ""
+    config = resolve({"dataset": name, "data_dir": str(folder)})
+    listed = labels_digest(load_dataset(config, quiet=True, labels_only=True))
+    return f"{listed[:16]}{_digest(folder / observed)[:16] if observed else ''}"
+
+
+def _digest(path: Path) -> str:
+    return file_digest(path, "sha256") if path.is_file() else ""
 
 
 def _validation(lines: Lines, folder: Path, *, seed: int) -> set[str]:

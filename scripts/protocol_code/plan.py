@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from src.config import OPTIONS, Config, flag, resolve
-from utils_.errors import UserError, nearest
+from src.config import OPTIONS, Config, resolve
+from src.option import flag
+from utils_.errors import UserError, as_known, nearest
 
 OWN = ("observed", "truth")  # keys of settings.yaml and methods.yaml that are no options
 NOT_FREE = ("seed", "data_seed", "data_dir", "save_dir", "cache_dir", "name", "workers")
@@ -19,6 +20,7 @@ FLAWLESS = {"noise": 0, "missing": 0}  # what a row with "truth" sees in any set
 BUDGET = ("options", "candidates", "tuning_seeds", "test_seeds", "tuning_settings")
 
 Table = dict[str, Any]
+Identity = tuple[str, int, str, int]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Run:
     truth: bool
 
     @property
-    def identity(self) -> tuple[str, int, str, int]:
+    def identity(self) -> Identity:
         """What tells it from all other runs of a file of rows."""
         return self.method, self.candidate, self.setting, self.seed
 
@@ -150,6 +152,17 @@ def known(name: str, names: Iterable[str], *, what: str) -> None:
         raise UserError(f"{what} '{name}' does not exist; {nearest(name, names)}")
 
 
+def chosen(name: str, names: Iterable[str], *, what: str) -> str:
+    """Return a name of the command line as it is listed, in whatever case it was given.
+
+    Raises:
+        UserError: it does not exist; the nearest one is named.
+    """
+    listed = as_known(name, names)
+    known(listed, names, what=what)
+    return listed
+
+
 def merged(tables: Sequence[Mapping[str, Any]]) -> Table:
     """Later tables win; parameters are merged one by one."""
     whole: Table = {}
@@ -180,9 +193,8 @@ def _word(value: Any) -> str:
 
 def restricted(given: Sequence[str] | None, names: Iterable[str], *, option: str) -> list[str]:
     """The names asked for, or all of them."""
-    for name in given or []:
-        known(name, names, what=f"{option}:")
-    return list(dict.fromkeys(given)) if given else list(names)
+    found = [chosen(name, names, what=f"{option}:") for name in given or []]
+    return list(dict.fromkeys(found)) if given else list(names)
 
 
 def restricted_seeds(given: Sequence[int] | None, seeds: Sequence[int], *, phase: str) -> list[int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.protocol_code.data import data_folder, place_options
-from scripts.protocol_code.plan import Run, arguments
+from scripts.protocol_code.plan import Identity, Run, arguments
 from scripts.protocol_code.rows import append_row, make_row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +28,7 @@ class Pool:
     Attributes:
         save_dir: run folders, logs, image cache and folders of links lie below it.
         rows: the file of rows.
+        labels: the digest of each run's label files.
         failed: name and reason of every run that failed.
     """
 
@@ -35,6 +36,7 @@ class Pool:
     rows: Path
     commit: str
     folders: Mapping[str, Path]
+    labels: Mapping[Identity, str]
     keep: bool
     failed: list[str] = field(default_factory=list)
     _running: dict[subprocess.Popen[bytes], Run] = field(default_factory=dict)
@@ -94,7 +96,9 @@ class Pool:
         for process in ended:
             run = self._running.pop(process)
             if process.returncode == 0 and (self._folder(run) / "DONE").exists():
-                append_row(self.rows, make_row(run, self._folder(run), commit=self.commit))
+                labels = self.labels[run.identity]
+                row = make_row(run, self._folder(run), commit=self.commit, labels=labels)
+                append_row(self.rows, row)
                 self._tidy(run)
             else:
                 self.failed.append(f"{run.name} (exit code {process.returncode}): {self._why(run)}")

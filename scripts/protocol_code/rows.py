@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.protocol_code.plan import Run
+from scripts.protocol_code.plan import Identity, Run
 from utils_.errors import UserError
 from utils_.files import atomic_path
 
 IDENTITY = ("method", "candidate", "setting", "seed")
 FACTS = ("commit", "hardware", "options", "leaky", "bound", "rounds", "seconds")
+LABELS = "label_files"  # a digest; rows of earlier versions and of synthetic lack it
 VALIDATION = ("val_best_mAP", "val_best_round", "val_last_mAP")
 TESTED = ("last", "last5", "val_selected")
 # What may change a result. Rows are committed as they come, so the commit of a row is the last one
@@ -30,12 +31,16 @@ DIGITS = 6
 Row = dict[str, str]
 
 
-def make_row(run: Run, folder: Path, *, commit: str) -> Row:
-    """What a finished run's folder says, as text of at most six digits."""
+def make_row(run: Run, folder: Path, *, commit: str, labels: str) -> Row:
+    """What a finished run's folder says, as text of at most six digits.
+
+    ``labels`` is the digest of its label files.
+    """
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     facts = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     row: dict[str, Any] = dict(zip(IDENTITY, run.identity, strict=True))
     row |= {"commit": commit, "hardware": facts["hardware"], "options": run.text}
+    row |= {LABELS: labels} if labels else {}
     row |= {name: result[name] for name in ("leaky", "bound", "rounds", "seconds")}
     row |= _validation(folder / "metrics.csv")
     for part in (*TESTED, "labels"):
@@ -109,25 +114,43 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def identity(row: Mapping[str, str]) -> tuple[str, int, str, int]:
+def identity(row: Mapping[str, str]) -> Identity:
     """As :attr:`Run.identity`."""
     return row["method"], int(row["candidate"]), row["setting"], int(row["seed"])
 
 
-def missing_runs(runs: Sequence[Run], path: Path) -> list[Run]:
+def missing_runs(runs: Sequence[Run], path: Path, labels: Mapping[Identity, str]) -> list[Run]:
     """The runs that have no row yet.
 
+    Args:
+        runs: those that are wanted.
+        path: the file of rows.
+        labels: the present digest of each run's label files.
+
     Raises:
-        UserError: a row was made with other options than the protocol's present ones.
+        UserError: a row was made with other options than the protocol's present ones, or with
+            other labels.
     """
-    there = {identity(row): row["options"] for row in read_rows(path)}
+    there = {identity(row): row for row in read_rows(path)}
     for run in runs:
-        if there.get(run.identity, run.text) != run.text:
+        row = there.get(run.identity, {})
+        if row.get("options", run.text) != run.text:
             raise UserError(
                 f"{path}: the row of {run.name} was made with other options; "
                 "move the file away or undo the change of scripts/protocol"
             )
+        if row.get(LABELS) and row[LABELS] != labels[run.identity]:
+            raise UserError(
+                f"{path}: the row of {run.name} was made with other labels; "
+                "move the file away or restore the label files"
+            )
     return [run for run in runs if run.identity not in there]
+
+
+def unverified(runs: Sequence[Run], path: Path, labels: Mapping[Identity, str]) -> int:
+    """How many rows of real data do not say from which label files they are."""
+    noted = {identity(row) for row in read_rows(path) if not row.get(LABELS)}
+    return sum(bool(labels[run.identity]) and run.identity in noted for run in runs)
 
 
 def code_commit(root: Path) -> str:

@@ -4,28 +4,53 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from types import ModuleType
 
 from src.methods.base import Method
 from utils_.errors import UserError, nearest
 
 
 def method_names() -> list[str]:
-    """Names of all methods, sorted."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    return sorted(name for name in names if name != "base")
+    """Names of all files that may hold a method, sorted; none is opened."""
+    return sorted(name for name in _modules() if name.isidentifier() and name != "base")
+
+
+def stray_files() -> list[str]:
+    """Files in the folder whose names no method can have, such as backups."""
+    return sorted(f"src/methods/{name}.py" for name in _modules() if not name.isidentifier())
+
+
+def _modules() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
 def method_class(name: str) -> type[Method]:
     """The class in ``src/methods/<name>.py``.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file, or one that cannot be imported or holds no method.
     """
     if name not in method_names():
         raise UserError(f"--method {name}: unknown method; {nearest(name, method_names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = _imported(name)
     own: list[type[Method]] = [v for v in vars(module).values() if _is_method(v, module.__name__)]
+    if not own:
+        raise UserError(
+            f"src/methods/{name}.py: no method, since it defines no subclass of Method; "
+            "move the file away, or write one as docs/architecture.md says"
+        )
     return own[0]
+
+
+def _imported(name: str) -> ModuleType:
+    module = f"{__name__}.{name}"
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a half-written file may raise anything
+        raise UserError(
+            f"src/methods/{name}.py: cannot be imported ({type(error).__name__}: {error}); mend it "
+            f"(python -m {module} shows the place) or move it away"
+        ) from error
 
 
 def _is_method(value: object, module: str) -> bool:

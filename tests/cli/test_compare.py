@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,15 +303,28 @@ def test_the_run_asks_for_it(
 # ---- data
 
 
-def test_observed_labels_train_and_true_ones_validate(tmp_path: Path, protocol: Protocol) -> None:
-    source = tmp_path / "odir"
-    (source / "images").mkdir(parents=True)
+def write_odir(folder: Path) -> Path:
+    """Label files as ODIR's, without images: all are 0 in truth, and seen as 1 in training."""
+    (folder / "images").mkdir(parents=True)
+    classes = ("N", "D", "G", "C", "A", "H", "M", "O")
     names = [f"{n}_{side}.jpg" for n in range(40) for side in ("left", "right")]
-    for name, label in (("train_data", 0), ("train_observed", 1), ("test_data", 0)):
-        lines = ["Image Index,N", *(f"{image},{label}" for image in names)]
-        (source / f"{name}.csv").write_text("\n".join(lines))
+    tests = [f"test_{name}" for name in names]
+    for file, label, own in (("train_data", 0, names), ("train_observed", 1, names)):
+        _write_labels(folder / f"{file}.csv", classes, own, label=label)
+    _write_labels(folder / "test_data.csv", classes, tests, label=0)
     groups = ["Image Index,patient_id", *(f"{n},{n.partition('_')[0]}" for n in names)]
-    (source / "groups.csv").write_text("\n".join(groups))
+    (folder / "groups.csv").write_text("\n".join(groups))
+    return folder
+
+
+def _write_labels(path: Path, classes: Sequence[str], names: Sequence[str], *, label: int) -> None:
+    lines = [f"Image Index,{','.join(classes)}"]
+    lines += [f"{name}{f',{label}' * len(classes)}" for name in names]
+    path.write_text("\n".join(lines))
+
+
+def test_observed_labels_train_and_true_ones_validate(tmp_path: Path, protocol: Protocol) -> None:
+    source = write_odir(tmp_path / "odir")
     run = protocol.run("fedavg", 0, setting="odir-observed", seed=7)
     options = data.place_options(run, {"odir": source}, save_dir=tmp_path)
     train = read(Path(options[1]) / "train_data.csv")
@@ -324,6 +338,37 @@ def test_observed_labels_train_and_true_ones_validate(tmp_path: Path, protocol: 
     folder = Path(data.place_options(bound, {"odir": source}, save_dir=tmp_path)[1])
     assert {row["N"] for row in read(folder / "train_data.csv")} == {"0"}
     assert (folder / "val_data.csv").read_text() == (Path(options[1]) / "val_data.csv").read_text()
+
+
+def test_changed_labels_make_another_folder_and_stop_on_old_rows(
+    tmp_path: Path, protocol: Protocol
+) -> None:
+    """Links made for the labels of yesterday were taken again, and rows of theirs for finished."""
+    source = write_odir(tmp_path / "odir")
+    run = protocol.run("fedavg", 0, setting="odir-observed", seed=7)
+
+    def state() -> tuple[str, str]:
+        made = data.place_options(run, {"odir": source}, save_dir=tmp_path)[1]
+        return made, data.label_digests([run], {"odir": source})[run.identity]
+
+    before = state()
+    assert before == state()
+    line = dict(zip(rows.IDENTITY, map(str, run.identity), strict=True)) | {"options": run.text}
+    line |= dict.fromkeys((*rows.FACTS, *rows.VALIDATION), "1") | {"options": run.text}
+    table = tmp_path / "rows.csv"
+    rows.append_row(table, line | {rows.LABELS: before[1]})
+    assert rows.missing_runs([run], table, {run.identity: before[1]}) == []
+    observed = source / "train_observed.csv"
+    observed.write_text(observed.read_text().replace("0_left.jpg,1", "0_left.jpg,0", 1))
+    after = state()
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+    with pytest.raises(UserError, match="made with other labels"):
+        rows.missing_runs([run], table, {run.identity: after[1]})
+    table.unlink()
+    rows.append_row(table, line)  # of a version that did not note them
+    assert rows.missing_runs([run], table, {run.identity: after[1]}) == []
+    assert rows.unverified([run], table, {run.identity: after[1]}) == 1
 
 
 def test_settings_without_data_are_left_out(

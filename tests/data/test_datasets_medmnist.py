@@ -120,7 +120,8 @@ def test_file_of_the_package_serves_and_the_data_folder_wins(tmp_path, home, cap
 def test_absent_file_says_what_to_run(tmp_path):
     message = error_of("organamnist", tmp_path, image_size=64)
     assert "organamnist_64.npz is absent" in message
-    assert "python scripts/prepare_data.py organamnist --size 64" in message
+    command = f"python scripts/prepare_data.py organamnist --data-dir {tmp_path} --size 64"
+    assert command in message
     assert "section medmnist" in message
     assert default_folder("organamnist") == default_folder("pathmnist")
 

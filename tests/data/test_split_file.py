@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "a gap": (
         lambda rows: [[*r[:2], "1" if r[2] else ""] if i else r for i, r in enumerate(rows)],
-        "client 0 of 2 has no image",
+        "the highest client is 1, and client 0 has no image; number",
     ),
     "nothing in train": (
         lambda rows: [rows[0], *([r[0], "test", ""] for r in rows[1:])],

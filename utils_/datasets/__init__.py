@@ -36,6 +36,12 @@ def _load_synthetic(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Draw fundus-like images with the shape of MuReD; needs no file."""
     from utils_.datasets.synthetic import load_synthetic
 
+    found = sorted(data_dir.glob("*.csv"))
+    if options.data_dir and found:
+        raise UserError(
+            f"--data-dir {data_dir}: holds {found[0].name}, and --dataset synthetic reads no file; "
+            "add --dataset csv (or the name of the set), or leave out --data-dir"
+        )
     return load_synthetic(
         image_size=options.image_size,
         data_seed=options.data_seed,

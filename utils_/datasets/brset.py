@@ -87,7 +87,7 @@ def _with_images(table: CsvTable, images: ImageFolders) -> CsvTable:
     if not lost:
         return table
     if len(lost) == len(names):
-        raise UserError(f"{table.path}: none of its images is there")
+        raise UserError(f"{table.path}: none of its images is there; put them into {FOLDERS[0]}/")
     logger.warning("brset: left out %d rows that the release has no image for", len(lost))
     kept = [row for row, name in enumerate(names) if name not in lost]
     rows, lines = [table.rows[row] for row in kept], [table.lines[row] for row in kept]

@@ -96,12 +96,18 @@ def _parts(data_dir: Path, table: Path, names: list[str]) -> np.ndarray:
         logger.warning("chestxray14: no %s; parts are cut by patient", " or ".join(LISTS.values()))
         return np.full(len(names), UNASSIGNED, np.uint8)
     if len(present) < len(paths):
-        raise UserError(f"{data_dir}: only {present[0].name} is there; add the other list or none")
+        raise UserError(
+            f"{data_dir}: only {present[0].name} is there; add the other list, or remove this one "
+            "to have the parts cut by patient"
+        )
     part_of: dict[str, int] = {}
     for part, path in paths.items():
         for line, name in enumerate(_lines(path), start=1):
             if name and part_of.setdefault(name, part) != part:
-                raise UserError(f"{path}, line {line}: {shown(name)} is in both lists")
+                raise UserError(
+                    f"{path}, line {line}: {shown(name)} is in both lists; fetch them again, or "
+                    "take it out of one"
+                )
     unlisted = [name for name in names if name not in part_of]
     if unlisted:
         raise UserError(

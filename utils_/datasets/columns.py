@@ -37,7 +37,7 @@ def choose_columns(
         most = int(positives.argmax())
         raise UserError(
             f"--min-positives {min_positives}: no class of {dataset.name} has so many; the most "
-            f"frequent, {dataset.classes[most]}, has {positives[most]}"
+            f"frequent, {dataset.classes[most]}, has {positives[most]}; give at most that"
         )
     if min_positives:
         _report(dataset, columns, min_positives)

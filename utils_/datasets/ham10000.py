@@ -15,6 +15,7 @@ from utils_.datasets.listing import (
     name_sites,
     number_groups,
     open_listing,
+    preparing,
 )
 from utils_.datasets.tables import CsvTable, read_csv, shown
 from utils_.errors import UserError, nearest
@@ -47,7 +48,7 @@ def read_ham10000(data_dir: Path) -> Listing:
             "ham10000",
             f"{lacking} is absent",
             expected=f"{TABLES[0]} and images/*.jpg (or HAM10000_images_part_1/ and _2/)",
-            source="run python scripts/prepare_data.py ham10000",
+            source=preparing("ham10000", data_dir),
         )
     table = read_csv(path)
     names = table.column("image_id")

@@ -13,7 +13,7 @@ import numpy as np
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolder
 from utils_.datasets.groups import read_groups
-from utils_.datasets.listing import DataOptions, Listing, absent, open_listing
+from utils_.datasets.listing import DataOptions, Listing, absent, open_listing, preparing
 from utils_.datasets.tables import shown
 from utils_.errors import UserError
 
@@ -49,7 +49,7 @@ def read_ich(data_dir: Path) -> Listing:
             "ich",
             f"{lacking} is absent",
             expected=f"{TABLES[0]} and images/*.png (DICOM is converted by prepare_data)",
-            source="run python scripts/prepare_data.py ich",
+            source=preparing("ich", data_dir),
         )
     names, labels = read_long(path)
     folder = ImageFolder(data_dir / "images")
@@ -117,7 +117,7 @@ class _Cells:
             line, column = self.lines[differ[0]], COLUMNS[columns[differ[0]]]
             raise UserError(
                 f"{path}, line {line}: a later row gives another '{column}' for the same image; "
-                "keep one of the two"
+                "take out the wrong one of the two"
             )
         return table
 

@@ -125,7 +125,10 @@ def _read_metadata(path: Path, truth: CsvTable) -> tuple[np.ndarray, np.ndarray 
     row_of = {name: row for row, name in enumerate(names)}
     rows = [row_of.get(_plain(name)) for name in truth.names]
     if all(row is None for row in rows):
-        raise UserError(f"{path}: names none of the images of {truth.path.name}")
+        raise UserError(
+            f"{path}: names none of the images of {truth.path.name}; give the two files of one "
+            "release"
+        )
 
     def pick(column: str) -> list[str]:
         cells = table.column(column)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,11 @@ def name_sites(ids: Sequence[str]) -> np.ndarray:
 
 class AbsentData(UserError):
     """The files of a dataset are not there."""
+
+
+def preparing(name: str, data_dir: Path) -> str:
+    """The advice to have a program fetch a data set into the folder that was asked for."""
+    return f"run python scripts/prepare_data.py {name} --data-dir {shlex.quote(str(data_dir))}"
 
 
 def absent(

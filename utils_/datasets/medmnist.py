@@ -25,7 +25,7 @@ from utils_.datasets.cache.array_file import (
 )
 from utils_.datasets.cache.decode import square_array
 from utils_.datasets.chestxray14 import CLASSES as CHEST_CLASSES
-from utils_.datasets.listing import DataOptions, absent
+from utils_.datasets.listing import DataOptions, absent, preparing
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -127,8 +127,8 @@ def load_medmnist(name: str, data_dir: Path, options: DataOptions) -> ImageDatas
             images, key = _images(archive, counts, options, cache_dir=options.cache_in(data_dir))
     except _DAMAGED as error:
         raise UserError(
-            f"{path}: damaged, or not of MedMNIST ({error}); remove it and run "
-            f"python scripts/prepare_data.py {name}"
+            f"{path}: damaged, or not of MedMNIST ({error}); remove it and "
+            f"{preparing(name, data_dir)} --size {_size_of(path)}"
         ) from error
     return ImageDataset(
         name=name,
@@ -152,6 +152,11 @@ def file_name(name: str, size: int) -> str:
     return f"{name}.npz" if size == SIZES[0] else f"{name}_{size}.npz"
 
 
+def _size_of(path: Path) -> int:
+    """Edge of the images of a file, as its name says; see file_name."""
+    return next((size for size in SIZES if path.stem.endswith(f"_{size}")), SIZES[0])
+
+
 def find_file(name: str, data_dir: Path, *, image_size: int) -> Path:
     """Return the fitting file in the data folder, else in that of the package.
 
@@ -171,7 +176,7 @@ def find_file(name: str, data_dir: Path, *, image_size: int) -> Path:
         name,
         f"{data_dir / file_name(name, order[0])} is absent",
         expected=f"{name}.npz or {name}_{{64,128,224}}.npz there or in ~/{PACKAGE_FOLDER}",
-        source=f"run python scripts/prepare_data.py {name} --size {order[0]}",
+        source=f"{preparing(name, data_dir)} --size {order[0]}",
         section="medmnist",
     )
 

@@ -88,7 +88,10 @@ def _check_header(table: CsvTable) -> None:
             raise UserError(f"{table.path}: {shown(column)} is no class of RFMiD, {hint}")
     lacking = [cls for cls in CLASSES if cls not in table.header]
     if lacking:
-        raise UserError(f"{table.path}: the columns {', '.join(lacking)} are absent")
+        raise UserError(
+            f"{table.path}: the columns {', '.join(lacking)} are absent; take the file of the "
+            "release, or for other classes use --dataset csv"
+        )
 
 
 def _check_risk(tables: dict[int, CsvTable], labels: np.ndarray) -> None:

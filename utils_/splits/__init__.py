@@ -63,21 +63,29 @@ def assign_clients(
         raise UserError(f"--split {split} is unknown; {nearest(split, SPLITS)}")
     rows = np.flatnonzero(part == TRAIN)
     if not len(rows):
-        raise UserError("no training image is left; lower --val-share or --test-share")
+        raise UserError(
+            "no training image is left: the files put each one, or another of its patient, into "
+            "val or test; take some out of these files, or check the ids of the patients"
+        )
     training = training_groups(rows, groups, labels, sites)
-    _check_clients(deal.clients, training, grouped=groups is not None)
+    _check_clients(deal.clients, training, images=None if groups is None else len(rows))
     of_group = SPLITS[split](training, deal)
     client = np.full(len(part), -1, dtype=np.int32)
     client[rows] = of_group[training.index]
     return client
 
 
-def _check_clients(clients: int, training: TrainingGroups, *, grouped: bool) -> None:
-    most, what = len(training.sizes), "patients or lesions" if grouped else "images"
+def _check_clients(clients: int, training: TrainingGroups, *, images: int | None) -> None:
+    """Refuse more clients than groups; ``images`` is how many they hold, None if one each."""
+    most = len(training.sizes)
     if clients < 1:
         raise UserError(f"--clients {clients} is out of range; give 1 or more")
     if clients > most:
+        what, ids = "images", ""
+        if images is not None and images >= clients:
+            what = f"patients or lesions (of {images} images)"
+            ids = "check the ids of the patients if there should be more, else "
         raise UserError(
-            f"--clients {clients} is more than the {most} {what} left for training; "
+            f"--clients {clients} is more than the {most} {what} left for training; {ids}"
             f"use --clients {most} or fewer"
         )

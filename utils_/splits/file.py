@@ -110,17 +110,18 @@ def _client(path: Path, line: int, text: str, *, train: bool) -> int:
 def _check_clients(path: Path, client: np.ndarray, line: np.ndarray, clients: int) -> None:
     if not (client >= 0).any():
         raise UserError(f"{path}: no image is in train; write train in the column 'split'")
-    found = int(client.max()) + 1
+    used = np.unique(client[client >= 0])
+    found, highest = len(used), int(used[-1])
+    if highest >= found:
+        unused = np.setdiff1d(np.arange(highest), used)[0]
+        raise UserError(
+            f"{path}, line {line[client.argmax()]}: the highest client is {highest}, and client "
+            f"{unused} has no image; number the clients from 0 without gaps"
+        )
     if found != clients:
         raise UserError(
-            f"{path}, line {line[client.argmax()]}: the highest client is {found - 1}, which makes "
-            f"{found}, not {clients}; use --clients {found}, or number the clients from 0"
-        )
-    empty = np.flatnonzero(np.bincount(client[client >= 0], minlength=clients) == 0)
-    if len(empty):
-        raise UserError(
-            f"{path}: client {empty[0]} of {clients} has no image; number the clients from 0 "
-            "without gaps"
+            f"{path}, line {line[client.argmax()]}: the highest client is {highest}, which makes "
+            f"{found}, not {clients}; use --clients {found}"
         )
 
 

@@ -92,10 +92,13 @@ def _cut(
     # Groups that lie in several parts already are not spread any further.
     whole = np.flatnonzero((inside > 0) & (inside == total))
     if len(whole) < 2:
-        raise UserError(
-            f"{option} {share} cannot be cut: it needs two images, of two patients where patients "
-            f"are known; use {option} 0 or add images"
-        )
+        images = int(source.sum())
+        told, deed = f"there is {images} image", "add images"
+        if images > 1:
+            told = f"the {images} images are of one patient, or of such as are in other parts too"
+            deed = "check the ids of the patients"
+        none = " or use --val-share 0" if option == "--val-share" else ""
+        raise UserError(f"{option} {share} cannot be cut: {told}; {deed}{none}")
     order = rng.permutation(whole)
     reached = np.cumsum(total[order])
     # Take the number of groups whose images come nearest to the share, and leave at least one.

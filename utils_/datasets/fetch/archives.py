@@ -136,7 +136,9 @@ class _Archive:
         for item in self._file:  # in one pass: going back would decompress everything again
             self._check_name(item.name)
             if not (item.isfile() or item.isdir()):
-                raise UserError(f"{self.path}: '{item.name}' is a link or device; refused")
+                raise UserError(
+                    f"{self.path}: '{item.name}' is a link or device; refused, pack it anew without"
+                )
             if item.isfile():
                 opened = partial(_open_item, self._file, item)
                 yield _Member(item.name, item.size, None, opened)
@@ -156,14 +158,18 @@ class _Archive:
     def _check_entry(self, entry: zipfile.ZipInfo) -> None:
         self._check_name(entry.filename)
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise UserError(f"{self.path}: '{entry.filename}' is a link; refused")
+            raise UserError(
+                f"{self.path}: '{entry.filename}' is a link; refused, pack it anew without"
+            )
         if entry.flag_bits & 1:
             raise UserError(f"{self.path}: encrypted; decrypt it first and pack it anew")
 
     def _check_name(self, name: str) -> None:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if ".." in parts or name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name):
-            raise UserError(f"{self.path}: '{name}' leads out of the folder; refused")
+            raise UserError(
+                f"{self.path}: '{name}' leads out of the folder; refused, pack it anew without"
+            )
 
 
 def _open_item(file: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:
@@ -199,7 +205,10 @@ def _extract(
             continue
         rule, target = found
         if (other := seen.setdefault(target.casefold(), member.name)) != member.name:
-            raise UserError(f"{archive.path}: '{other}' and '{member.name}' are both {target}")
+            raise UserError(
+                f"{archive.path}: '{other}' and '{member.name}' are both {target}; pack it anew "
+                "with the right one"
+            )
         written = _write(member, folder / target, rule)
         progress(1)
         if written:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import json
 import logging
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils_.errors import UserError
-from utils_.files import write_text
+from utils_.files import file_digest, write_text
 
 logger = logging.getLogger("fednml")
 BLOCK_BYTES = 2**20
@@ -156,17 +155,8 @@ def mismatch_of(path: Path, source: Source) -> str | None:
     if source.checksum is None:
         return None
     kind, _, wanted = source.checksum.partition(":")
-    found = digest(path, kind)
+    found = file_digest(path, kind)
     return None if found == wanted else f"its {kind} is {found} where {wanted} is expected"
-
-
-def digest(path: Path, kind: str) -> str:
-    """Return the hex digest of a file, ``kind`` being e.g. md5."""
-    found, block = hashlib.new(kind), bytearray(BLOCK_BYTES)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            found.update(memoryview(block)[:count])
-    return found.hexdigest()
 
 
 def _complete(

@@ -133,7 +133,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _diagnosis(row: dict[str, str]) -> str:
     found = [name for name, cell in row.items() if name != "image" and float(cell) == 1]
     if len(found) != 1:
-        raise UserError(f"image {row['image']}: {len(found)} diagnoses in the table of ISIC 2018")
+        raise UserError(
+            f"image {row['image']}: {len(found)} diagnoses in the table of ISIC 2018; "
+            "fetch it again"
+        )
     return found[0].lower()
 
 

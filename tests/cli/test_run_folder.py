@@ -1,0 +1,249 @@
+"""A run's folder stands for its settings, label files and weights, and says so when one changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from scripts.run_folders import plan
+from src.config import resolve
+from utils_.errors import UserError
+
+Change = Callable[[Path], object]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tiny.write_csv_dataset(tmp_path / "data")
+
+
+def options(data: Path, **settings: object) -> list[str]:
+    """One short run; what a sweep would be given, without what its grid sets."""
+    small = {"rounds": 1, "warmup_rounds": 0} | settings
+    return [*tiny.command(data, data.parent / "save", method="fedavg", **small)]
+
+
+def folder_of(data: Path, **settings: object) -> Path:
+    """Where a sweep would look for the run."""
+    words = [
+        w
+        for w in options(data, **settings)
+        if not w.startswith(("--method", "--noise=", "--missing="))
+    ]
+    words = [w for w in words if w != "--quiet"]
+    (line,) = plan([["fedavg", "0", "0", "-"]], words)
+    return Path(line.split(maxsplit=4)[4])
+
+
+def rewrite(name: str, change: Callable[[str], str]) -> Change:
+    """Change the text of a file."""
+
+    def write(data: Path) -> None:
+        path = data / name
+        path.write_bytes(change(path.read_text()).encode())
+
+    return write
+
+
+def swap_lines(text: str) -> str:
+    head, first, second, *rest = text.splitlines()
+    return "\n".join([head, second, first, *rest]) + "\n"
+
+
+def first_cell(text: str) -> str:
+    """The first label of line 2 is turned around."""
+    head, first, rest = text.split("\n", 2)
+    cells = first.split(",")
+    cells[1] = str(1 - int(cells[1].strip()))
+    return "\n".join([head, ",".join(cells), rest])
+
+
+def add_groups(data: Path) -> None:
+    names = [row[0] for row in tiny.read_table(data / "train_data.csv")[1:]]
+    rows = [[name, f"p{number // 2}"] for number, name in enumerate(names)]
+    tiny.write_table(data / "groups.csv", [["ID", "patient_id"], *rows])
+
+
+def join_sites(data: Path) -> None:
+    names = [row[0] for row in tiny.read_table(data / "train_data.csv")[1:]]
+    rows = [[name, f"p{number}", f"site{number % 2}"] for number, name in enumerate(names)]
+    tiny.write_table(data / "groups.csv", [["ID", "patient_id", "site"], *rows])
+
+
+# ---- names
+
+OTHER_LABELS: dict[str, Change] = {
+    "a training label": rewrite("train_data.csv", first_cell),
+    "a test label": rewrite("test_data.csv", first_cell),
+    "a label taken back": rewrite("train_data.csv", lambda text: text.replace(",1", ",", 1)),
+    "a class renamed": lambda data: [  # MIMIC-CXR's "Pleural Effusion" is "Effusion" elsewhere
+        rewrite(f"{part}_data.csv", lambda text: text.replace("class1", "Effusion"))(data)
+        for part in ("train", "test")
+    ],
+    "an image left out": rewrite("train_data.csv", lambda t: t[: t.rindex("image")]),
+    "images in another order": rewrite("train_data.csv", swap_lines),
+    "patients named": add_groups,  # PadChest's ids came in a second release
+    "sites named": join_sites,
+}
+SAME_LABELS: dict[str, Change] = {
+    "line ends of Windows": rewrite("train_data.csv", lambda text: text.replace("\n", "\r\n")),
+    "a byte order mark": rewrite("train_data.csv", lambda text: "\ufeff" + text),
+    "quoted names": rewrite("train_data.csv", lambda t: t.replace("image0.png", '"image0.png"')),
+    "a later date": lambda data: (data / "train_data.csv").touch(),
+    "a file beside": lambda data: (data / "notes.csv").write_text("what,who\n"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LABELS)
+def test_other_labels_are_another_run(name: str, data: Path) -> None:
+    before = folder_of(data)
+    OTHER_LABELS[name](data)
+    assert folder_of(data) != before
+
+
+@pytest.mark.parametrize("name", SAME_LABELS)
+def test_the_same_labels_are_the_same_run(name: str, data: Path) -> None:
+    before = folder_of(data)
+    SAME_LABELS[name](data)
+    assert folder_of(data) == before
+
+
+def weights_of(seed: int) -> dict[str, torch.Tensor]:
+    from src.models import build_module
+
+    return build_module("small", classes=4, weights="none", seed=seed).state_dict()
+
+
+def test_other_weights_are_another_run(data: Path) -> None:
+    path = data.parent / "start.pt"
+    torch.save(weights_of(1), path)
+    before = folder_of(data, weights=path)
+    assert folder_of(data, weights=path) == before
+    torch.save(weights_of(2), path)
+    assert folder_of(data, weights=path) != before
+
+
+def test_another_split_file_is_another_run(data: Path) -> None:
+    path = data.parent / "split.csv"
+    names = [r[0] for p in ("train", "test") for r in tiny.read_table(data / f"{p}_data.csv")[1:]]
+    rows = [
+        [n, "train" if i < 48 else "test", i % 3 if i < 48 else ""] for i, n in enumerate(names)
+    ]
+    tiny.write_table(path, [["image", "split", "client"], *rows])
+    before = folder_of(data, split_file=path)
+    rows[0][2], rows[1][2] = rows[1][2], rows[0][2]
+    tiny.write_table(path, [["image", "split", "client"], *rows])
+    assert folder_of(data, split_file=path) != before
+
+
+def test_synthetic_runs_keep_their_names() -> None:
+    """A setting that is added later leaves the hash as it was: option(..., later=True)."""
+    assert resolve({}).run_name() == "synthetic-fednml-noise0.4-missing0.4-seed1-21c1a83966"
+    given = {"method": "fedavg", "noise": 0.2, "missing": 0.5, "seed": 3, "rounds": 20}
+    assert resolve(given).run_name() == "synthetic-fedavg-noise0.2-missing0.5-seed3-5e13903b33"
+
+
+# ---- a finished command, repeated
+
+
+def main(arguments: list[str], capfd: pytest.CaptureFixture) -> tuple[int, str, str]:
+    capfd.readouterr()
+    code = tiny.call_main(arguments)
+    return code, *capfd.readouterr()
+
+
+def test_a_finished_command_shows_its_result_again(
+    data: Path, capfd: pytest.CaptureFixture
+) -> None:
+    for more in ({}, {"name": "mine"}):
+        first = main(options(data, **more), capfd)
+        assert first[0] == 0, first[2]
+        before = {path: path.stat().st_mtime_ns for path in data.parent.rglob("*")}
+        code, out, err = main(options(data, **more), capfd)
+        assert (code, err) == (0, "")
+        assert out.split("\n\n")[0] == first[1].split("\n\n")[0]
+        assert "already finished: " in out
+        assert before == {path: path.stat().st_mtime_ns for path in data.parent.rglob("*")}
+
+
+def repaint(data: Path) -> None:
+    """Another image under the same name and of the same size in bytes and pixels."""
+    path = data / "images" / "image0.png"
+    pixels = np.asarray(Image.open(path))[::-1]
+    Image.fromarray(pixels).save(path)
+
+
+CHANGED: dict[str, tuple[Change, str]] = {
+    "labels": (OTHER_LABELS["a training label"], "the labels have changed"),
+    "images": (repaint, "the images have changed"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_named_run_of_other_data_is_not_shown(
+    name: str, data: Path, capfd: pytest.CaptureFixture
+) -> None:
+    change, said = CHANGED[name]
+    assert main(options(data, name="mine"), capfd)[0] == 0
+    change(data)
+    code, out, err = main(options(data, name="mine"), capfd)
+    assert (code, out) == (2, "")
+    assert said in err and "choose another --name" in err
+    assert main(options(data, name="other"), capfd)[0] == 0
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_run_is_not_resumed_on_other_data(
+    name: str, data: Path, capfd: pytest.CaptureFixture
+) -> None:
+    change, _ = CHANGED[name]
+    assert main(options(data, name="mine"), capfd)[0] == 0
+    folder = data.parent / "save" / "runs" / "mine"
+    (folder / "DONE").unlink()
+    change(data)
+    code, _, err = main(["--resume", str(folder), "--quiet"], capfd)
+    assert code == 2
+    assert f"the {name} are not those the run began with" in err
+    change(data)  # both turn it back
+    assert main(["--resume", str(folder), "--quiet"], capfd)[0] == 0
+
+
+def test_a_resume_takes_the_same_settings_again(data: Path, capfd: pytest.CaptureFixture) -> None:
+    """Who adds --resume to the command of the run has changed nothing."""
+    command = options(data, name="mine")
+    assert main(command, capfd)[0] == 0
+    folder = data.parent / "save" / "runs" / "mine"
+    (folder / "DONE").unlink()
+    assert main([*command, "--resume", str(folder)], capfd)[0] == 0
+    (folder / "DONE").unlink()
+    code, _, err = main([*command, "--resume", str(folder), "--lr", "0.1"], capfd)
+    assert code == 2 and "--lr: the run began with 0.001" in err
+    anew = [*options(data, name="anew"), "--lr", "0.1"]  # as advised, without --resume
+    assert main(anew, capfd)[0] == 0
+
+
+# ---- sweeps
+
+
+def test_a_sweep_runs_anew_what_has_other_labels(data: Path, capfd: pytest.CaptureFixture) -> None:
+    assert main(options(data), capfd)[0] == 0
+    folder = folder_of(data)
+    assert (folder / "DONE").exists()
+    recorded = json.loads((folder / "env.json").read_text())["made_from"]
+    assert set(recorded) == {"settings", "labels", "images", "splits, noise and masks"}
+    OTHER_LABELS["a training label"](data)
+    assert not folder_of(data).exists()
+    OTHER_LABELS["a training label"](data)
+    assert folder_of(data) == folder
+    repaint(data)
+    with pytest.raises(UserError, match="its images have changed since; move it away"):
+        folder_of(data)
+    folder.rename(data.parent / "moved")  # as advised
+    assert folder_of(data) == folder

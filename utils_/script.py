@@ -1,0 +1,43 @@
+"""What all programs of this repository do alike: refuse wrong options, and end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from utils_.errors import UserError
+
+NOBODY_READS = 141  # what a shell reports of a program that ended by SIGPIPE
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Call ``main`` and end the process with its code.
+
+    Where nobody reads on (``| head``) it ends as other programs do, without a word.
+    """
+    try:
+        code = _code_of(main)
+        if sys.stdout is not None:  # it is None where the caller has closed it
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = NOBODY_READS
+    sys.exit(code)
+
+
+def _code_of(main: Callable[[], int]) -> int | str | None:
+    try:
+        return main()
+    except SystemExit as ended:  # by --help, whose text is still to be flushed
+        return ended.code
