@@ -365,14 +365,14 @@ def break_images(folder: Folder) -> dict[str, str]:
     (folder.path / "01.jpg").write_bytes((folder.path / "01.jpg").read_bytes()[:300])
     (folder.path / "02.png").write_bytes(b"")
     (folder.path / "03.jpg").write_text("<html>404</html>")
-    values = np.zeros((4, 4), np.float32)
+    values = np.full((4, 4), np.nan, np.float32)
     Image.fromarray(values).save(folder.path / "04.png", "TIFF")
     return {
         "00.png": "missing",
         "01.jpg": "truncated",
         "02.png": "broken, or not a png, jpeg, tiff or bmp image",
         "03.jpg": "broken, or not a png, jpeg, tiff or bmp image",
-        "04.png": "floating point",
+        "04.png": "nan or infinite pixels",
     }
 
 

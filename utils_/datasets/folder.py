@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from utils_.datasets.cache.decode import SUFFIXES
+from utils_.datasets.cache.image_files import SUFFIXES
 from utils_.datasets.tables import CsvTable, shown
 from utils_.errors import UserError
 
