@@ -394,7 +394,7 @@ def test_all_bad_images_in_one_line(folder, tmp_path, workers, monkeypatch):
 def test_at_most_ten_bad_images_are_named(folder):
     for file in folder.files:
         (folder.path / file).unlink()
-    with pytest.raises(UserError, match=r"12 of 12 .*09\.jpg \(missing\) and 2 more; replace"):
+    with pytest.raises(UserError, match=r"12 of 12 .*09\.jpg \(missing\) and 2 more; correct"):
         folder.load()
     with pytest.raises(UserError, match="12 of 12"):
         folder.load(skip_bad_images=True)

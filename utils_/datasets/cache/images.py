@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import logging
 import os
@@ -35,6 +36,8 @@ logger = logging.getLogger("fednml")
 FORMAT = 1  # to be raised whenever the same file gives other pixels
 SMALL_BYTES = 4 * 2**20  # this much is decoded before a reader process has started
 NAMES_SHOWN = 10
+MISSING = "missing"
+LOOKED_AT = 5000  # names among which the nearest is sought
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def load_images(request: ImageRequest) -> CachedImages:
     digests = index.recall(request.files, signatures)
     if _holds_arrays(request.cache_dir):
         _hash_unknown(request, signatures, digests)
-    problems = {row: "missing" for row, found in enumerate(signatures) if found is None}
+    problems = {row: MISSING for row, found in enumerate(signatures) if found is None}
     problems |= _recheck(request, index, digests)
     rows = [row for row in range(len(request.files)) if row not in problems]
     contents = [digest for row in rows if (digest := digests[row]) is not None]
@@ -169,7 +172,7 @@ def _build(
     """Decode all files into a new cache file, then give it the name of its content."""
     begin = time.perf_counter()
     present = [row for row, found in enumerate(signatures) if found is not None]
-    problems = {row: "missing" for row, found in enumerate(signatures) if found is None}
+    problems = {row: MISSING for row, found in enumerate(signatures) if found is None}
     with new_file(request.cache_dir) as temporary:
         offset = allocate(temporary, request.shape(len(present)))
         decoding = _Decoding(request, signatures, temporary, offset)
@@ -267,11 +270,33 @@ def _judge(request: ImageRequest, problems: dict[int, str]) -> np.ndarray:
         logger.warning("left out %d of %d images: %s", len(named), total, ", ".join(named))
         return rows
     more = f" and {len(named) - NAMES_SHOWN} more" if len(named) > NAMES_SHOWN else ""
-    advice = "replace them" if request.skip_bad_images else "replace them or add --skip-bad-images"
     raise UserError(
         f"{request.folder}: {len(named)} of {total} images cannot be used: "
-        f"{', '.join(named[:NAMES_SHOWN])}{more}; {advice}"
+        f"{', '.join(named[:NAMES_SHOWN])}{more}; {_advice(request, problems)}"
     )
+
+
+def _advice(request: ImageRequest, problems: dict[int, str]) -> str:
+    """Say what to do about unusable images, the missing ones first."""
+    missing = [request.files[row] for row in sorted(problems) if problems[row] == MISSING]
+    deeds = []
+    if missing:
+        deeds.append(f"correct the names in the label files{_hint(request.folder, missing[0])}")
+    if len(missing) < len(problems):
+        deeds.append("replace what is broken")
+    if not request.skip_bad_images and len(problems) < len(request.files):
+        deeds.append("or leave these images out with --skip-bad-images")
+    return ", ".join(deeds)
+
+
+def _hint(folder: Path, file: str) -> str:
+    """Return the name in the folder that is nearest to a missing one, or an example of one."""
+    parent = (folder / file).parent
+    there = sorted(entry.name for entry in parent.glob("*")) if parent.is_dir() else []
+    if not there:
+        return f" ({parent} holds no file)"
+    close = difflib.get_close_matches(Path(file).name, there[:LOOKED_AT], n=1)
+    return f" ({parent} holds {(close or there)[0]!r})"
 
 
 def _key(request: ImageRequest, digests: Sequence[str], *, ranged: bool) -> str:
