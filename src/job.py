@@ -25,6 +25,7 @@ from src.methods import method_class
 from src.models import FlatModel
 from src.results import final_table
 from src.simulation import Simulation, build_model
+from src.weight_files import describe_weights
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
 from utils_.datasets.listing import DataOptions
@@ -54,7 +55,7 @@ def show(settings: dict[str, Any]) -> str:
     config = resolve(settings)
     with held_log():
         dataset = load_dataset(config, quiet=True, labels_only=True)
-        model = build_model(config, classes=len(dataset.classes))
+        model = _build_model(config, dataset)
         scenario = _build_scenario(config, dataset, folder=None)
     facts = {
         "run folder": str(_run_folder(config)),
@@ -127,7 +128,7 @@ def _rehearse(config: Config) -> FlatModel:
     for folder in (save_dir / "splits", save_dir / "runs"):
         _check_writable(folder)
     dataset = load_dataset(config, quiet=True, labels_only=True)
-    model = build_model(config, classes=len(dataset.classes))
+    model = _build_model(config, dataset)
     needed = _estimated_bytes(config, dataset, model)["disk space"]
     free = shutil.disk_usage(_existing_parent(save_dir)).free
     if free < needed:
@@ -176,6 +177,10 @@ def load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> I
         labels_only=labels_only,
     )
     return datasets.load(config.dataset, options)
+
+
+def _build_model(config: Config, dataset: ImageDataset) -> FlatModel:
+    return build_model(config, classes=len(dataset.classes), class_names=dataset.classes)
 
 
 def _build_scenario(config: Config, dataset: ImageDataset, *, folder: Path | None) -> Scenario:
@@ -269,10 +274,14 @@ def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
 
 
 def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> None:
+    config = simulation.config
+    facts = describe_weights(
+        model=config.model, classes=simulation.dataset.classes, image_size=config.image_size
+    )
     for name, vector in (("model", simulation.scored), ("best", simulation.best)):
         one = vector.view(-1, vector.shape[-1]).mean(dim=0)  # of the sites' own models: their mean
         with atomic_path(folder / f"{name}.safetensors") as path:
-            save_file(simulation.model.unpack(one), path)
+            save_file(simulation.model.unpack(one), path, metadata=facts)
     write_json(folder / "result.json", result)
     write_text(folder / "DONE", "")
 

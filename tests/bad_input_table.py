@@ -136,7 +136,7 @@ OPTIONS = [
     row("weights of garbage", weights(b"garbage"), "my.pt", "state_dict"),
     row("empty weights", weights(b""), "my.pt", "state_dict"),
     row("safetensors of garbage", weights(b"x" * 50, "w.safetensors"), "w.safetensors", "give a"),
-    row("weights of another model", weights(STATE), "my.pt", "does not fit", "--model"),
+    row("weights of another model", weights(STATE), "my.pt", "does not fit", "none of"),
 ]
 
 YAML = [
