@@ -27,7 +27,7 @@ from src.config import Config, resolve
 from src.job import load_dataset
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
-from utils_.datasets.cache.decode import decode
+from utils_.datasets.cache.decode import decode_alike
 from utils_.datasets.columns import choose_columns
 from utils_.datasets.doctor import (
     Finding,
@@ -97,7 +97,13 @@ def load(config: Config, *, quiet: bool) -> tuple[ImageDataset | None, list[Find
     Raises:
         UserError: the data are not there, the cache cannot be written, or no class is left.
     """
-    every_class = replace(config, skip_bad_images=True, min_positives=0, class_order="official")
+    every_class = replace(
+        config,
+        skip_bad_images=True,
+        allow_duplicates=True,
+        min_positives=0,
+        class_order="official",
+    )
     try:
         with _notes() as notes:
             listed = load_dataset(every_class, labels_only=True, quiet=quiet)
@@ -105,9 +111,9 @@ def load(config: Config, *, quiet: bool) -> tuple[ImageDataset | None, list[Find
         raise
     except UserError as error:
         return None, [Finding(True, str(error))]
-    with _notes():
+    with _notes() as later:
         dataset = load_dataset(every_class, quiet=quiet)
-    findings = [Finding(False, note) for note in notes]
+    findings = [Finding(False, note) for note in dict.fromkeys([*notes, *later])]
     unread = sorted(set(listed.files) - set(dataset.files))
     if unread:
         names = ", ".join(unread[:NAMES_SHOWN]) + (", ..." if len(unread) > NAMES_SHOWN else "")
@@ -121,7 +127,7 @@ def load(config: Config, *, quiet: bool) -> tuple[ImageDataset | None, list[Find
 @contextmanager
 def _notes() -> Iterator[list[str]]:
     """Collect what is logged meanwhile, but for what is said in a finding of its own."""
-    said = ("report_straddling", "report_empty_classes")
+    said = ("report_straddling", "report_empty_classes", "report_flat", "settle_copies", "_judge")
     notes: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: (
@@ -180,7 +186,9 @@ def draw_sheet(dataset: ImageDataset, config: Config, path: Path) -> None:
         listing = datasets.READERS[config.dataset](folder)
         file_of = dict(zip(listing.names, listing.files, strict=True))
         paths = [listing.folder / file_of[dataset.files[row]] for row in rows]
-        images = [decode(path.read_bytes(), image_size=TILE, fit=config.fit) for path in paths]
+        images = decode_alike(
+            paths, image_size=TILE, fit=config.fit, pixel_range=config.pixel_range
+        )
     shown = replace(dataset, images=images, labels=dataset.labels[rows])
     draw(shown, range(len(rows)), columns=COLUMNS, path=path)
     print(f"contact sheet: {path}")

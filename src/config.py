@@ -129,7 +129,13 @@ class Config:
         64, "side of the square images in pixels", low=16, high=1024, group=DATA
     )
     fit: str = option("crop", "how an image becomes square", choices=_names("crop", "pad"))
+    pixel_range: str = option(
+        "auto", "values of more than 8 bits that become black and white: auto, full or LOW,HIGH"
+    )
     skip_bad_images: bool = option(False, "leave out images that cannot be read")
+    allow_duplicates: bool = option(
+        False, "go on where the same pixels are in two parts or have two labels", result=False
+    )
     min_positives: int = option(
         0, "leave out classes with fewer positive training images", low=0, high=1_000_000_000
     )

@@ -38,6 +38,7 @@ from src.run_folder import (
 )
 from src.server import NoReportLeft
 from src.simulation import Simulation, build_model
+from src.weight_files import describe_weights
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
 from utils_.datasets.listing import DataOptions
@@ -70,7 +71,7 @@ def show(settings: dict[str, Any]) -> str:
         # A model has as many parameters with weights as without, and those of ImageNet would be
         # downloaded; of a file it must be known whether it fits.
         bare = replace(config, weights=config.weights_file or "none")
-        model = build_model(bare, classes=len(dataset.classes))
+        model = _build_model(bare, dataset)
         scenario = _build_scenario(config, dataset, folder=None)
     facts = {
         "run folder": str(run_folder(config, file_inputs(config, dataset))),
@@ -166,7 +167,7 @@ def _rehearse(config: Config, listed: ImageDataset) -> FlatModel:
     save_dir = Path(config.save_dir)
     for folder in (save_dir / "splits", save_dir / "runs"):
         _check_writable(folder)
-    model = build_model(config, classes=len(listed.classes))
+    model = _build_model(config, listed)
     needed = _estimated_bytes(config, listed, model)["disk space"]
     free = shutil.disk_usage(_existing_parent(save_dir)).free
     if free < needed:
@@ -195,6 +196,10 @@ def _reading_processes(config: Config) -> int:
     """As many as there are processors, or fewer if ``--workers`` says so: each needs memory."""
     there = processor_count()
     return there if config.workers == "auto" else min(int(config.workers), there)
+
+
+def _build_model(config: Config, dataset: ImageDataset) -> FlatModel:
+    return build_model(config, classes=len(dataset.classes), class_names=dataset.classes)
 
 
 def _build_scenario(config: Config, dataset: ImageDataset, *, folder: Path | None) -> Scenario:
@@ -288,10 +293,14 @@ def _remedy(error: Exception, folder: Path, config: Config) -> str:
 
 
 def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> None:
+    config = simulation.config
+    facts = describe_weights(
+        model=config.model, classes=simulation.dataset.classes, image_size=config.image_size
+    )
     for name, vector in (("model", simulation.scored), ("best", simulation.best)):
         one = vector.view(-1, vector.shape[-1]).mean(dim=0)  # of the sites' own models: their mean
         with atomic_path(folder / f"{name}.safetensors") as path:
-            save_file(simulation.model.unpack(one), path)
+            save_file(simulation.model.unpack(one), path, metadata=facts)
     write_json(folder / "result.json", result)
     write_text(folder / "DONE", "")
 

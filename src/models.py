@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from src.weights import load_weights
 from utils_.augment import Augmenter
-from utils_.errors import UserError, nearest
+from utils_.errors import UserError
 from utils_.pixels import Pixels
 from utils_.rng import derive_seed
 
@@ -294,13 +296,23 @@ class Predictor:
         return self.model.predict(self.images, rows, augmenter=self.augmenter)
 
 
-def build_module(name: str, *, classes: int, weights: str, seed: int) -> nn.Module:
+def build_module(
+    name: str,
+    *,
+    classes: int,
+    weights: str,
+    seed: int,
+    class_names: Sequence[str] | None = None,
+) -> nn.Module:
     """Build a backbone with a linear head of ``classes`` logits.
 
     Args:
         name: one of :data:`MODELS`.
+        classes: how many logits.
         weights: ``none``, ``imagenet`` (torchvision only) or a .safetensors/.pt file.
         seed: initial weights depend on it and on nothing else.
+        class_names: what the logits mean, so that a file's head is taken only if it means the same;
+            None takes any of the right shape.
 
     Raises:
         UserError: the weights cannot be fetched, read or matched.
@@ -315,8 +327,17 @@ def build_module(name: str, *, classes: int, weights: str, seed: int) -> nn.Modu
     if weights == "imagenet" and name == "small":
         raise UserError("--weights imagenet: model 'small' has no such weights; use --weights none")
     if weights not in ("none", "imagenet"):
-        _load_file(module, Path(weights))
+        load_weights(
+            module, Path(weights), classes=class_names, others=lambda: _all_models(classes)
+        )
     return module
+
+
+def _all_models(classes: int) -> dict[str, nn.Module]:
+    """Every model without its numbers, to compare shapes."""
+    with torch.device("meta"):
+        others = {name: _torchvision(name, classes, False) for name in TORCHVISION}
+        return {"small": SmallNet(classes), **others}
 
 
 def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
@@ -325,11 +346,10 @@ def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
     try:
         build = getattr(torchvision.models, name)
         module: nn.Module = build(weights="DEFAULT" if pretrained else None)
-    except OSError as error:  # no network, or a cache folder that cannot be written
-        raise UserError(
-            f"--weights imagenet: cannot fetch the weights of {name} ({error}); "
-            "download them by hand and pass --weights FILE, or use --weights none"
-        ) from error
+    except Exception as error:  # no network, a folder that cannot be written, a damaged file
+        if not pretrained:
+            raise
+        raise _imagenet_error(name, error) from error
     place = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
     width = module.get_parameter(f"{place}.weight").shape[1]
     parent, _, layer = place.rpartition(".")
@@ -337,36 +357,18 @@ def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
     return module
 
 
-def _load_file(module: nn.Module, path: Path) -> None:
-    """Load what fits by name and shape; the head of another task is left at its start."""
-    state = _read_state(path)
-    own = module.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    expected = [name for name, _ in module.named_parameters()][:-2]  # all but the head
-    absent = [name for name in expected if name not in fitting]
-    if absent:
-        raise UserError(
-            f"--weights {path}: does not fit this model, {len(absent)} of {len(expected)} tensors "
-            f"are absent or of another shape (first: {absent[0]}); choose the --model it is for"
+def _imagenet_error(name: str, error: Exception) -> UserError:
+    import torchvision.models
+
+    url = torchvision.models.get_model_weights(name)["DEFAULT"].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if file.exists():
+        return UserError(
+            f"--weights imagenet: {file} is damaged, perhaps by a download that broke off; "
+            "delete it and run again"
         )
-    module.load_state_dict(fitting, strict=False)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        hint = nearest(str(path), ("none", "imagenet"))
-        raise UserError(f"--weights {path}: no such file; {hint}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # any reader's complaint means the same to the user
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise UserError(
-            f"--weights {path}: cannot be read as a state dict ({reason}); "
-            "give a .safetensors file or a .pt file saved with torch.save(state_dict)"
-        ) from error
+    reason = " ".join(str(error).split())[:120]
+    return UserError(
+        f"--weights imagenet: cannot fetch the weights of {name} ({reason}); "
+        f"download {url} by hand and pass it as --weights FILE, or use --weights none"
+    )

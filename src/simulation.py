@@ -204,14 +204,24 @@ class Simulation:
         return runner
 
 
-def build_model(config: Config, *, classes: int) -> FlatModel:
+def build_model(
+    config: Config, *, classes: int, class_names: Sequence[str] | None = None
+) -> FlatModel:
     """The one model instance of this process, at its initial weights.
+
+    ``class_names`` decide whether the head of a file of weights is taken, see build_module.
 
     Raises:
         UserError: no such device, or weights that cannot be had.
     """
     device = resolve_device(config.device)
-    module = build_module(config.model, classes=classes, weights=config.weights, seed=config.seed)
+    module = build_module(
+        config.model,
+        classes=classes,
+        weights=config.weights,
+        seed=config.seed,
+        class_names=class_names,
+    )
     return FlatModel(module, device=device)
 
 

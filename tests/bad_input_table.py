@@ -137,7 +137,7 @@ OPTIONS = [
     row("weights of garbage", weights(b"garbage"), "my.pt", "state_dict"),
     row("empty weights", weights(b""), "my.pt", "state_dict"),
     row("safetensors of garbage", weights(b"x" * 50, "w.safetensors"), "w.safetensors", "give a"),
-    row("weights of another model", weights(STATE), "my.pt", "does not fit", "--model"),
+    row("weights of another model", weights(STATE), "my.pt", "does not fit", "none of"),
 ]
 
 YAML = [
@@ -206,8 +206,8 @@ IMAGES = [
     row("folder as image", data(folder_instead("images/image3.png")), "image3.png", SKIP),
     row("several", data(three_bad_images), "3 of 60", "image3.png", "image7.png", "image50.png"),
     row("beside warnings", data(bad_beside_warnings), "3 of 60", "image50.png", SKIP),
-    row("all", data(no_image_at_all, SKIP), "60 of 60", "and 50 more", "replace them"),
-    row("name leads out", data(cell("../a.png", column=0)), "'../'", "inside"),
+    row("all", data(no_image_at_all, SKIP), "60 of 60", "and 50 more", "replace what"),
+    row("name leads out", data(cell("../a.png", column=0)), "'../a.png'", "inside"),
 ]
 
 FOLDERS = [

@@ -18,7 +18,9 @@ ENGINE_PARTS = ("src.messages", "src.methods.base", "src.plan", "utils_.")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "src/losses.py": ("utils_.",),
     "src/supervision.py": ("src.losses", "utils_."),
-    "src/models.py": ("utils_.",),
+    "src/models.py": ("src.weights", "utils_."),
+    "src/weights.py": ("src.weight_files", "utils_."),
+    "src/weight_files.py": ("utils_.",),
     "src/messages.py": (),
     "src/plan.py": (),
     "src/aggregation.py": ("src.messages", "utils_."),  # the reports it folds

@@ -365,14 +365,14 @@ def break_images(folder: Folder) -> dict[str, str]:
     (folder.path / "01.jpg").write_bytes((folder.path / "01.jpg").read_bytes()[:300])
     (folder.path / "02.png").write_bytes(b"")
     (folder.path / "03.jpg").write_text("<html>404</html>")
-    values = np.zeros((4, 4), np.float32)
+    values = np.full((4, 4), np.nan, np.float32)
     Image.fromarray(values).save(folder.path / "04.png", "TIFF")
     return {
         "00.png": "missing",
         "01.jpg": "truncated",
         "02.png": "broken, or not a png, jpeg, tiff or bmp image",
         "03.jpg": "broken, or not a png, jpeg, tiff or bmp image",
-        "04.png": "floating point",
+        "04.png": "nan or infinite pixels",
     }
 
 
@@ -394,7 +394,7 @@ def test_all_bad_images_in_one_line(folder, tmp_path, workers, monkeypatch):
 def test_at_most_ten_bad_images_are_named(folder):
     for file in folder.files:
         (folder.path / file).unlink()
-    with pytest.raises(UserError, match=r"12 of 12 .*09\.jpg \(missing\) and 2 more; replace"):
+    with pytest.raises(UserError, match=r"12 of 12 .*09\.jpg \(missing\) and 2 more; correct"):
         folder.load()
     with pytest.raises(UserError, match="12 of 12"):
         folder.load(skip_bad_images=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from utils_.datasets.base import ImageDataset
 from utils_.datasets.brset import load_brset, read_brset
 from utils_.datasets.cache.decode import FITS
+from utils_.datasets.cache.pixel_range import parse_range
 from utils_.datasets.chestxray14 import load_chestxray14, read_chestxray14
 from utils_.datasets.columns import CLASS_ORDERS, choose_columns
 from utils_.datasets.csv_layout import (
@@ -126,5 +127,6 @@ def _check_options(name: str, options: DataOptions) -> None:
     if class_order not in CLASS_ORDERS:
         hint = nearest(class_order, CLASS_ORDERS)
         raise UserError(f"--class-order: unknown value '{class_order}'; {hint}")
+    parse_range(options.pixel_range)
     if not 8 <= image_size <= MAX_IMAGE_SIZE:
         raise UserError(f"--image-size: {image_size} is outside 8 to {MAX_IMAGE_SIZE}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils_.datasets.base import PART_NAMES, TEST, UNASSIGNED, VAL, ImageDataset
+from utils_.datasets.cache.facts import same_pixels, some
+from utils_.datasets.copies import FINE, judge_copies
 from utils_.datasets.medmnist import SETS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMES_SHOWN = 5
 NAMES = (*PART_NAMES, "unassigned")
 # Images of the official release in train, val, test, and those assigned to no part.
 OFFICIAL = {
@@ -115,47 +115,22 @@ def find_straddling(dataset: ImageDataset) -> list[Finding]:
     files = [example[group] for group, several in parts.items() if len(several) > 1]
     if not files:
         return []
-    text = f"{len(files)} patients (or lesions) have images in several parts, e.g. {_some(files)}"
+    text = f"{len(files)} patients (or lesions) have images in several parts, e.g. {some(files)}"
     return [Finding(True, text)]
 
 
 def find_duplicates(dataset: ImageDataset) -> list[Finding]:
     """Images with the same pixels at the loaded size, judged by what that spoils; flat ones."""
-    same: dict[bytes, list[int]] = defaultdict(list)
-    flat = []
-    for row, image in enumerate(dataset.images):
-        if (image == image[0, 0]).all():
-            flat.append(row)
-        else:
-            same[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append(row)
+    copies, flat = same_pixels(dataset.images)
     found = []
     if flat:
-        files = [dataset.files[row] for row in flat]
-        found.append(Finding(True, f"{len(flat)} images are of a single colour: {_some(files)}"))
-    kinds: dict[tuple[bool, str], list[list[int]]] = defaultdict(list)
-    for rows in same.values():
-        if len(rows) > 1:
-            kinds[_judge(dataset, rows)].append(rows)
-    for (wrong, why), sets in kinds.items():
-        names = ["=".join(dataset.files[row] for row in rows) for rows in sets]
-        text = f"{len(sets)} sets of images with the same pixels {why}: {_some(names)}"
-        found.append(Finding(wrong, text))
+        names = some([dataset.files[row] for row in flat])
+        found.append(Finding(True, f"{len(flat)} images are of a single colour: {names}"))
+    for why, sets in judge_copies(dataset, copies).items():
+        names = some(["=".join(dataset.files[row] for row in rows) for rows in sets])
+        text = f"{len(sets)} sets of images with the same pixels {why}: {names}"
+        found.append(Finding(why != FINE, text))
     return found
-
-
-def _judge(dataset: ImageDataset, rows: list[int]) -> tuple[bool, str]:
-    """Return whether such duplicates are wrong, and why."""
-    parts = set(dataset.part[rows].tolist())
-    if len(parts) > 1:
-        return True, "are in several parts"
-    labels = dataset.labels[rows]
-    known = ~np.isnan(labels).any(axis=0)
-    if (labels[:, known] != labels[0, known]).any():
-        return True, "are labelled differently"
-    groups = None if dataset.groups is None else set(dataset.groups[rows].tolist())
-    if parts == {UNASSIGNED} and (groups is None or len(groups) > 1):
-        return True, "belong to no common patient, so the split may part them"
-    return False, "agree in part and labels"
 
 
 def find_label_oddities(dataset: ImageDataset) -> list[Finding]:
@@ -198,8 +173,3 @@ def find_counts(dataset: ImageDataset) -> list[Finding]:
         return ", ".join(f"{name} {number:,}" for name, number in pairs if number)
 
     return [Finding(False, f"the official release has {text(official)}; here: {text(counts)}")]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

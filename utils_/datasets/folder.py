@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from utils_.datasets.cache.decode import SUFFIXES
+from utils_.datasets.cache.facts import some
+from utils_.datasets.cache.image_files import SUFFIXES
+from utils_.datasets.spelling import (
+    FileTree,
+    common_folders,
+    is_absolute,
+    normal,
+    readings,
+    without_folders,
+)
 from utils_.datasets.tables import CsvTable, shown
 from utils_.errors import UserError
+
+logger = logging.getLogger("fednml")
+SAMPLE = 20  # names that are tried to learn which folders they all begin with needlessly
 
 
 class ImageFolder:
     """The image files below one folder, found by name with or without extension.
 
-    An extension may differ in case between CSV and disk (``a.PNG`` finds ``a.png``), the rest may
-    not. Names may contain subfolders, separated by ``/``.
+    Names may contain subfolders, separated by ``/``. One that fits no file as it is written is read
+    as other systems spell it, see :mod:`utils_.datasets.spelling`. What :meth:`find` returns is
+    spelt as on the disk, so that two spellings of one file are seen to be one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._listed: dict[str, dict[str, list[str]]] = {}
+        self._tree: FileTree | None = None
 
     def find(self, name: str) -> str | None:
         """Return the file that ``name`` means, relative to the folder, or None if there is none.
@@ -29,6 +44,30 @@ class ImageFolder:
         Raises:
             UserError: several files fit, or the name leads out of the folder.
         """
+        found = None if _leads_out(normal(name)) else self._as_written(normal(name))
+        found = found or self._as_read(name)
+        if found is None and _leads_out(name):
+            raise UserError(
+                f"image {shown(name)}: not below {self.path}; name images inside that folder"
+            )
+        return found
+
+    def place(self, names: Sequence[str]) -> list[str]:
+        """Return the file of every name; a missing one is given the name itself.
+
+        Where all names begin with the same folders, those need not exist here.
+
+        Raises:
+            UserError: see :meth:`find`.
+        """
+        drop = self._needless_folders(names)
+        read = [without_folders(name, drop) if drop else name for name in names]
+        files = [self.find(name) for name in read]
+        _report_spelling(names, files)
+        return [file or normal(name) for file, name in zip(files, names, strict=True)]
+
+    def _as_written(self, name: str) -> str | None:
+        """The extension may be absent or differ in case."""
         parent, slash, base = name.rpartition("/")
         by_stem = self._listing(parent + slash)
         stem, suffix = _split(base)
@@ -44,15 +83,37 @@ class ImageFolder:
             )
         return parent + slash + fitting[0] if fitting else None
 
-    def place(self, names: Sequence[str]) -> list[str]:
-        """Return the file of every name; a missing one is given the name itself."""
-        return [self.find(name) or name for name in names]
+    def _as_read(self, name: str) -> str | None:
+        """Case, umlauts, extension and folders may be spelt otherwise."""
+        self._tree = self._tree or FileTree(self.path, SUFFIXES)
+        for text in readings(name, folder=self.path):
+            fitting = self._tree.find(text)
+            if len(fitting) > 1:
+                raise UserError(
+                    f"image {shown(name)}: {self.path} holds {' and '.join(fitting[:3])}; write "
+                    "in the CSV which of them it is, with its folder and extension"
+                )
+            if fitting:
+                return fitting[0]
+        return None
+
+    def _needless_folders(self, names: Sequence[str]) -> int:
+        """Return how many folders that begin all names have to go until an image is found."""
+        sample = names[:: max(1, len(names) // SAMPLE)]
+        for drop in range(common_folders(names) + 1 if names else 0):
+            if any(self._readable(without_folders(name, drop)) for name in sample):
+                return drop
+        return 0
+
+    def _readable(self, name: str) -> bool:
+        try:
+            return self.find(name) is not None
+        except UserError:  # it leads out, or several files fit
+            return False
 
     def _listing(self, parent: str) -> dict[str, list[str]]:
         """Return the image files of one subfolder by stem; none if there is no such folder."""
         if parent not in self._listed:
-            if parent.startswith("/") or ".." in PurePosixPath(parent).parts:
-                raise UserError(f"image folder {shown(parent)}: name images inside {self.path}")
             by_stem: dict[str, list[str]] = defaultdict(list)
             for file in _list(self.path / parent):
                 stem, suffix = _split(file)
@@ -118,6 +179,24 @@ def refuse_repeats(tables: Sequence[CsvTable], files: Sequence[str]) -> None:
                 f"{other.name}, line {before}; keep one of the two rows"
             )
         first[file] = (path, line)
+
+
+def _leads_out(name: str) -> bool:
+    return is_absolute(name) or ".." in PurePosixPath(name.replace("\\", "/")).parts
+
+
+def _report_spelling(names: Sequence[str], files: Sequence[str | None]) -> None:
+    """Log names that are not simply those of their files, with or without extension."""
+    other = [
+        f"{shown(name)} is {shown(file)}"
+        for name, file in zip(names, files, strict=True)
+        if file and file != name and _split(file)[0] not in (name, _split(name)[0])
+    ]
+    if other:
+        logger.info(
+            "%d of %d images are spelt otherwise in the label files than on the disk: %s",
+            *(len(other), len(names), some(other)),
+        )
 
 
 def _list(path: Path) -> list[str]:

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from utils_.datasets.base import ImageDataset
+from utils_.datasets.base import UNASSIGNED, VAL, ImageDataset
+from utils_.datasets.cache.facts import Facts
 from utils_.datasets.cache.images import ImageRequest, load_images
+from utils_.datasets.copies import settle_copies
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
 UNKNOWN_SITE = "unknown"
+GROUPED = ("csv", "odir", "mured", "ich")  # these read groups.csv
+GROUPS_HELP = "; write image,patient_id into groups.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,9 @@ class DataOptions:
         image_size: edge of the square images in pixels, 8 to 4096.
         cache_dir: where decoded images are kept; None stands for ``.cache`` in the data folder.
         fit: ``crop`` (centre) or ``pad`` (black); the aspect ratio is kept in both.
+        pixel_range: which values of more than 8 bits become black and white, see ImageRequest.
         skip_bad_images: leave out images that cannot be read, instead of stopping.
+        allow_duplicates: go on where the same pixels are in two parts or have two labels.
         data_seed: seed of ``synthetic``.
         train_images: size of the training part of ``synthetic``.
         test_images: size of its test part.
@@ -45,7 +51,9 @@ class DataOptions:
     image_size: int
     cache_dir: Path | None
     fit: str
+    pixel_range: str
     skip_bad_images: bool
+    allow_duplicates: bool
     data_seed: int
     train_images: int
     test_images: int
@@ -89,11 +97,12 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
     With ``labels_only`` no image is opened: all pixels are 0 and ``image_key`` is empty.
 
     Raises:
-        UserError: see load_images.
+        UserError: see load_images and settle_copies.
     """
     if options.labels_only:
         shape = (len(listing.files), options.image_size, options.image_size, 3)
         images, rows, key = np.broadcast_to(np.uint8(0), shape), np.arange(len(listing.files)), ""
+        facts = Facts()
     else:
         request = ImageRequest(
             folder=listing.folder,
@@ -101,14 +110,15 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
             cache_dir=options.cache_in(listing.data_dir),
             image_size=options.image_size,
             fit=options.fit,
+            pixel_range=options.pixel_range,
             skip_bad_images=options.skip_bad_images,
             workers=options.workers,
             quiet=options.quiet,
         )
         cached = load_images(request)
-        images, rows, key = cached.images, cached.rows, cached.key
+        images, rows, key, facts = cached.images, cached.rows, cached.key, cached.facts
     labels = listing.labels[rows]
-    return ImageDataset(
+    dataset = ImageDataset(
         name=name,
         images=images,
         labels=labels,
@@ -119,6 +129,19 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
         sites=None if listing.sites is None else listing.sites[rows],
         image_key=key,
     )
+    report_unknown_patients(dataset)
+    return settle_copies(dataset, facts.copies, allow=options.allow_duplicates)
+
+
+def report_unknown_patients(dataset: ImageDataset) -> None:
+    """Log that a split by image may part the images of a patient, where a split is to be made."""
+    cut = (dataset.part == UNASSIGNED).any() or not (dataset.part == VAL).any()
+    if dataset.groups is None and cut:
+        logger.warning(
+            "%s: no patients are known, so the split is by image: if patients have several images, "
+            "they may be learnt and tested on at once%s",
+            *(dataset.name, GROUPS_HELP if dataset.name in GROUPED else ""),
+        )
 
 
 def report_empty_classes(name: str, classes: Sequence[str], labels: np.ndarray) -> None:

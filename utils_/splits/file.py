@@ -145,6 +145,6 @@ def _check_groups(
     if len(apart):
         lines = sorted((line[first[apart[0]]], line[second[apart[0]]]))
         raise UserError(
-            f"{path}, line {lines[1]}: the same patient or lesion as in line {lines[0]}, but "
-            "another split or client; keep them together"
+            f"{path}, line {lines[1]}: the same patient or lesion as in line {lines[0]}, or a copy "
+            "of that image, but another split or client; keep them together"
         )

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from utils_.files import write_text
 logger = logging.getLogger("fednml")
 BLOCK_BYTES = 16 * 2**20
 DAY = 86400
+FACTS = "images"  # the key beside length and checksum
 
 
 def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -118,11 +119,28 @@ def keep_rows(path: Path, rows: np.ndarray) -> None:
         temporary.replace(path)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Give a finished file its name and its checksum."""
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """Return what was noted of the images of an array; None where nothing was."""
+    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get(FACTS)
+    return facts if isinstance(facts, dict) else None
+
+
+def note_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Note what is known of the images of an array, if the folder can be written."""
+    with suppress(OSError):  # a folder shared read-only: then it is found out each time
+        check = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        write_text(path.with_suffix(".json"), json.dumps(check | {FACTS: facts}))
+
+
+def publish(temporary: Path, path: Path, facts: dict[str, Any] | None = None) -> None:
+    """Give a finished file its name, its checksum and what is known of its images."""
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    check = {"bytes": temporary.stat().st_size, "crc32": _checksum(temporary)}
+    check = {
+        "bytes": temporary.stat().st_size,
+        "crc32": _checksum(temporary),
+        FACTS: facts,
+    }
     temporary.replace(path)
     try:
         write_text(path.with_suffix(".json"), json.dumps(check))

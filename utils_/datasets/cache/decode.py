@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -16,47 +15,82 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from utils_.datasets.cache.image_files import open_picture
+from utils_.datasets.cache.picture import DEEP, to_rgb
+from utils_.datasets.cache.pixel_range import (
+    AUTO,
+    FULL,
+    Bounds,
+    common_range,
+    range_text,
+    used_range,
+)
 from utils_.errors import UserError
 
 FITS = ("crop", "pad")
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 ROOT = Path(__file__).resolve().parents[3]
 CHUNK_BYTES = 8 * 2**20
 CHUNK_IMAGES = 64
 
-Decoded = tuple[str, str]
-"""Digest of a file's bytes ("" if it could not be read) and what is wrong ("" if nothing is)."""
+
+class Decoded(NamedTuple):
+    """What became of a file.
+
+    Attributes:
+        digest: of its bytes; "" if it could not be read.
+        problem: what is wrong; "" if nothing is.
+        depth: DEEP or WINDOWED where the pixel range matters, else "".
+        used: the range that a deep image uses.
+        pages: how many the file holds.
+    """
+
+    digest: str
+    problem: str = ""
+    depth: str = ""
+    used: Bounds | None = None
+    pages: int = 1
+
 
 Job = dict[str, Any]
 """The arguments of :func:`decode_chunk`, by name."""
 
 
-def decode(data: bytes, *, image_size: int, fit: str) -> np.ndarray:
-    """Turn the bytes of a PNG, JPEG, TIFF or BMP file into (image_size, image_size, 3) uint8 RGB.
+def decode(data: bytes, *, image_size: int, fit: str, pixel_range: str = FULL) -> np.ndarray:
+    """Turn the bytes of an image file into (image_size, image_size, 3) uint8 RGB.
 
+    - PNG, JPEG, TIFF and BMP, and DICOM where pydicom is installed.
     - The aspect ratio is kept: ``crop`` scales the shorter side and takes the centre, ``pad``
       scales the longer side and fills with black. Reduction is antialiased (bicubic).
     - EXIF rotation is applied.
     - Images with transparency are laid over black.
-    - 16-bit values are divided by 257.
+    - Values of more than 8 bits go through ``pixel_range``: ``LOW,HIGH``, or ``full``, which
+      divides 16-bit values by 257; ``auto`` is ``full`` but for the window of a DICOM file.
     - Of several pages the first counts.
 
     Raises:
-        Exception: whatever the decoder raises for broken data; ValueError for 32-bit pixels.
+        Exception: whatever the decoder raises for broken data; ValueError for 32-bit pixels
+            without LOW,HIGH and for other unusable pixels.
     """
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    side = (min if fit == "crop" else max)(image.size)
-    # JPEG only: let the decoder reduce by 2, 4 or 8, never below the size that is wanted.
-    width, height = (max(1, edge * image_size // side) for edge in image.size)
-    image.draft(None, (width, height))
-    image.load()
-    return np.asarray(_square(_rgb(_upright(image)), image_size, fit))
+    picture = open_picture(data, edge=image_size, fit=fit)
+    return np.asarray(_square(to_rgb(picture, pixel_range), image_size, fit))
+
+
+def decode_alike(
+    paths: Sequence[Path], *, image_size: int, fit: str, pixel_range: str
+) -> list[np.ndarray]:
+    """Decode some files as a set: ``auto`` is the range that these use together."""
+    every = [path.read_bytes() for path in paths]
+    pictures = [open_picture(data, edge=image_size, fit=fit) for data in every]
+    ranges = [used_range(picture.values) for picture in pictures if picture.depth == DEEP]
+    common = pixel_range if pixel_range != AUTO or not ranges else range_text(common_range(ranges))
+    chosen = [common if picture.depth == DEEP else pixel_range for picture in pictures]
+    images = [to_rgb(picture, text) for picture, text in zip(pictures, chosen, strict=True)]
+    return [np.asarray(_square(image, image_size, fit)) for image in images]
 
 
 def square_array(pixels: np.ndarray, image_size: int) -> np.ndarray:
@@ -76,18 +110,26 @@ def content_digest(data: bytes) -> str:
 def decode_files(
     paths: Sequence[str],
     *,
+    rows: Sequence[int],
     output: Path,
     offset: int,
     image_size: int,
     fit: str,
+    pixel_range: str,
     workers: int,
     progress: Callable[[int], object],
 ) -> list[Decoded]:
-    """Decode ``paths`` and write image i at byte ``offset + i * image_size**2 * 3`` of ``output``.
+    """Decode ``paths`` and write each at its row of ``output``.
 
     Args:
         paths: image files, which exist.
-        output: an existing file, written in place; rows of bad images are black.
+        rows: where each goes; row i begins at byte ``offset + i * image_size**2 * 3``.
+        output: an existing file, written in place; rows of bad images are black, and those of deep
+            images where ``pixel_range`` is ``auto``, for then their range has to be known first.
+        offset: where row 0 begins.
+        image_size: edge in pixels.
+        fit: ``crop`` or ``pad``.
+        pixel_range: ``auto``, ``full`` or ``LOW,HIGH``.
         workers: processes; with 1, this process does the work itself.
         progress: called with the number of images of each finished part.
 
@@ -100,10 +142,15 @@ def decode_files(
         "offset": offset,
         "image_size": image_size,
         "fit": fit,
+        "pixel_range": pixel_range,
     }
     length = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (image_size**2 * 3)))
     jobs = [
-        {"paths": [*map(os.path.abspath, paths[first : first + length])], "first": first, **common}
+        {
+            "paths": [*map(os.path.abspath, paths[first : first + length])],
+            "rows": [*rows[first : first + length]],
+            **common,
+        }
         for first in range(0, len(paths), length)
     ]
     results: list[Decoded] = []
@@ -115,27 +162,36 @@ def decode_files(
 
 
 def decode_chunk(
-    paths: Sequence[str], *, first: int, output: str, offset: int, image_size: int, fit: str
+    paths: Sequence[str],
+    *,
+    rows: Sequence[int],
+    output: str,
+    offset: int,
+    image_size: int,
+    fit: str,
+    pixel_range: str,
 ) -> list[Decoded]:
-    """Decode some files in this process and write them from row ``first`` on; see decode_files."""
+    """Decode some files in this process and write them to their rows; see decode_files."""
     images = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
     results = []
     with warnings.catch_warnings():
         # Odd EXIF data and images of 90 to 179 megapixels are usable; beyond that Pillow raises.
         warnings.simplefilter("ignore")
         for image, path in zip(images, paths, strict=True):
-            results.append(_decode_into(image, path, fit))
+            results.append(_decode_into(image, path, fit, pixel_range))
     with Path(output).open("rb+") as file:
-        file.seek(offset + first * images[0].nbytes)
-        file.write(images.data)
+        for row, image in zip(rows, images, strict=True):
+            file.seek(offset + row * image.nbytes)
+            file.write(image.data)
     return results
 
 
-def problem_of(path: str, *, image_size: int, fit: str) -> str:
+def problem_of(path: str, *, image_size: int, fit: str, pixel_range: str) -> str:
     """Return why one image cannot be decoded, or "" if it can."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _decode_into(np.empty((image_size, image_size, 3), np.uint8), path, fit)[1]
+        image = np.empty((image_size, image_size, 3), np.uint8)
+        return _decode_into(image, path, fit, pixel_range).problem
 
 
 def serve() -> None:
@@ -187,7 +243,7 @@ class _Reader:
         reply = json.loads(answer)
         if "errno" in reply:
             raise OSError(reply["errno"], reply["text"])
-        return [(digest, problem) for digest, problem in reply["results"]]
+        return [_unpacked(*fields) for fields in reply["results"]]
 
     def close(self) -> None:
         with suppress(BrokenPipeError):  # it is gone already, which __call__ has reported
@@ -221,43 +277,25 @@ def _readers(workers: int) -> Iterator[Callable[[Sequence[Job]], Iterator[list[D
         yield lambda jobs: threads.map(run, jobs)
 
 
-def _decode_into(image: np.ndarray, path: str, fit: str) -> Decoded:
+def _unpacked(
+    digest: str, problem: str, depth: str, used: Sequence[float] | None, pages: int
+) -> Decoded:
+    """Undo what JSON made of a result: it knows lists only."""
+    return Decoded(digest, problem, depth, (used[0], used[1]) if used else None, pages)
+
+
+def _decode_into(image: np.ndarray, path: str, fit: str, pixel_range: str) -> Decoded:
     digest = ""
     try:
         data = Path(path).read_bytes()
         digest = content_digest(data)
-        image[:] = decode(data, image_size=len(image), fit=fit)
+        picture = open_picture(data, edge=len(image), fit=fit)
+        used = used_range(picture.values) if picture.depth == DEEP else None
+        if used is None or pixel_range != AUTO:
+            image[:] = np.asarray(_square(to_rgb(picture, pixel_range), len(image), fit))
     except Exception as error:  # decoders raise nearly anything; all of it is reported
-        return digest, _reason(error)
-    return digest, ""
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    if image.format == "TIFF":  # turned while loading; Pillow 10.0 would turn it once more
-        return image
-    with suppress(SyntaxError):  # Pillow's error for EXIF it cannot parse; the pixels are fine
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = _eight_bits(image)
-    if image.mode == "F":
-        raise ValueError("32-bit floating point pixels; save it with 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        colours = image.convert("RGBA")
-        black = Image.new("RGB", image.size)
-        black.paste(colours, mask=colours.getchannel("A"))
-        return black
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("32-bit integer pixels; save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        return Decoded(digest, _reason(error))
+    return Decoded(digest, "", picture.depth, used, picture.pages)
 
 
 def _square(image: Image.Image, size: int, fit: str) -> Image.Image:
@@ -279,4 +317,4 @@ def _reason(error: Exception) -> str:
         return "broken, or not a PNG, JPEG, TIFF or BMP image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    return " ".join(str(error).split())[:120] or type(error).__name__

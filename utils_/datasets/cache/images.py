@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import logging
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,26 @@ from utils_.datasets.cache.array_file import (
     allocate,
     keep_rows,
     new_file,
+    note_facts,
     open_array,
     publish,
+    read_facts,
     writing,
 )
 from utils_.datasets.cache.decode import Decoded, content_digest, decode_files, problem_of
+from utils_.datasets.cache.facts import Facts, report_facts, same_pixels
+from utils_.datasets.cache.image_files import has_wide_pixels
 from utils_.datasets.cache.index import CacheIndex, Signature, signature
+from utils_.datasets.cache.picture import DEEP
+from utils_.datasets.cache.pixel_range import AUTO, FULL, common_range, range_text, too_dark
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
 FORMAT = 1  # to be raised whenever the same file gives other pixels
 SMALL_BYTES = 4 * 2**20  # this much is decoded before a reader process has started
 NAMES_SHOWN = 10
+MISSING = "missing"
+LOOKED_AT = 5000  # names among which the nearest is sought
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class ImageRequest:
         cache_dir: where the cache lies; created when needed.
         image_size: edge in pixels.
         fit: ``crop`` or ``pad``, see decode.
+        pixel_range: ``auto``, ``full`` or ``LOW,HIGH``: which values of more than 8 bits become
+            black and white. ``auto`` measures the range that all images use together.
         skip_bad_images: leave out what cannot be decoded instead of stopping.
         workers: processes that decode.
         quiet: no progress bar.
@@ -51,6 +62,7 @@ class ImageRequest:
     cache_dir: Path
     image_size: int
     fit: str = "crop"
+    pixel_range: str = AUTO
     skip_bad_images: bool = False
     workers: int = 1
     quiet: bool = False
@@ -68,7 +80,8 @@ class ImageRequest:
     def slot(self) -> str:
         """What is asked for, whatever the images contain."""
         names = hashlib.sha256("\n".join(self.files).encode("utf-8", "surrogatepass"))
-        return f"{names.hexdigest()[:16]}-{self.image_size}-{self.fit}"
+        ranged = "" if self.pixel_range == AUTO else f"-{self.pixel_range}"
+        return f"{names.hexdigest()[:16]}-{self.image_size}-{self.fit}{ranged}"
 
 
 @dataclass(frozen=True)
@@ -78,12 +91,15 @@ class CachedImages:
     Attributes:
         images: (n, size, size, 3) uint8, memory-mapped, read-only.
         rows: (n,) ascending, which of the requested files they are; all, unless bad are skipped.
-        key: hex digest of the contents in order, the size and the fit.
+        key: hex digest of the contents in order, the size, the fit, and the pixel range where it
+            matters.
+        facts: what is known of the n images.
     """
 
     images: np.ndarray
     rows: np.ndarray
     key: str
+    facts: Facts
 
 
 def load_images(request: ImageRequest) -> CachedImages:
@@ -100,22 +116,46 @@ def load_images(request: ImageRequest) -> CachedImages:
     digests = index.recall(request.files, signatures)
     if _holds_arrays(request.cache_dir):
         _hash_unknown(request, signatures, digests)
-    problems = {row: "missing" for row, found in enumerate(signatures) if found is None}
+    problems = {row: MISSING for row, found in enumerate(signatures) if found is None}
     problems |= _recheck(request, index, digests)
     rows = [row for row in range(len(request.files)) if row not in problems]
     contents = [digest for row in rows if (digest := digests[row]) is not None]
     known = len(contents) == len(rows)
-    if rows and known:
-        key = _key(request, contents)
-        images = open_array(request.cache_dir / f"{key}.npy", request.shape(len(rows)))
+    if known and (found := _find(request, rows, contents)):
+        _judge(request, problems)
+        _remember(request, index, found.key, signatures, digests, problems)
+    else:
+        if not request.skip_bad_images and known and index.decoded.issuperset(contents):
+            _judge(request, problems)  # all are known: stop before decoding instead of after it
+        with writing(request.cache_dir):
+            found = _build(request, index, signatures)
+    report_facts(found.facts, [request.files[row] for row in found.rows])
+    return found
+
+
+def _find(request: ImageRequest, rows: list[int], contents: list[str]) -> CachedImages | None:
+    """Return the images from a cache file; where none needs a pixel range, any range serves."""
+    for ranged in (False,) if request.pixel_range == FULL else (True, False):
+        key = _key(request, contents, ranged=ranged)
+        path = request.cache_dir / f"{key}.npy"
+        images = open_array(path, request.shape(len(rows))) if rows else None
         if images is not None:
-            _judge(request, problems)
-            _remember(request, index, key, signatures, digests, problems)
-            return CachedImages(images, np.array(rows), key)
-    if not request.skip_bad_images and known and index.decoded.issuperset(contents):
-        _judge(request, problems)  # all are known: stop before decoding instead of after it
-    with writing(request.cache_dir):
-        return _build(request, index, signatures)
+            facts = _facts_of(request, path, images, rows)
+            if ranged or request.pixel_range == FULL or not facts.ranged:
+                return CachedImages(images, np.array(rows), key, facts)
+    return None
+
+
+def _facts_of(request: ImageRequest, path: Path, images: np.ndarray, rows: list[int]) -> Facts:
+    """Return what was noted beside a cache file; one of an earlier version is looked over."""
+    noted = read_facts(path)
+    if noted is not None:
+        return Facts(**noted)
+    paths = request.paths
+    copies, flat = same_pixels(images)
+    facts = Facts(copies, flat, ranged=sum(has_wide_pixels(paths[row]) for row in rows))
+    note_facts(path, asdict(facts))
+    return facts
 
 
 def _holds_arrays(folder: Path) -> bool:
@@ -132,25 +172,57 @@ def _build(
     """Decode all files into a new cache file, then give it the name of its content."""
     begin = time.perf_counter()
     present = [row for row, found in enumerate(signatures) if found is not None]
-    problems = {row: "missing" for row, found in enumerate(signatures) if found is None}
-    digests: list[str | None] = [None] * len(signatures)
+    problems = {row: MISSING for row, found in enumerate(signatures) if found is None}
     with new_file(request.cache_dir) as temporary:
         offset = allocate(temporary, request.shape(len(present)))
-        for row, (digest, problem) in zip(
-            present, _decode(request, present, signatures, temporary, offset), strict=True
-        ):
-            digests[row] = digest or None
-            if problem:
-                problems[row] = problem
+        decoding = _Decoding(request, signatures, temporary, offset)
+        decoded = dict(zip(present, decoding.run(present), strict=True))
+        problems |= {row: found.problem for row, found in decoded.items() if found.problem}
         rows = _judge(request, problems)
+        good = [decoded[row] for row in rows.tolist()]
+        places = np.searchsorted(present, rows)
+        facts = _set_range(decoding, good, rows.tolist(), places.tolist())
         if len(rows) < len(present):
-            keep_rows(temporary, np.searchsorted(present, rows))
-        key = _key(request, [digests[row] for row in rows])
+            keep_rows(temporary, places)
+        facts.copies, facts.flat = same_pixels(np.load(temporary, mmap_mode="r"))
+        key = _key(request, [found.digest for found in good], ranged=facts.ranged > 0)
         path = request.cache_dir / f"{key}.npy"
-        publish(temporary, path)
+        publish(temporary, path, asdict(facts))
+    digests = [
+        decoded[row].digest or None if row in decoded else None for row in range(len(signatures))
+    ]
     _remember(request, index, key, signatures, digests, problems)
     logger.info("decoded %d images in %.1f s: %s", len(rows), time.perf_counter() - begin, path)
-    return CachedImages(np.load(path, mmap_mode="r"), rows, key)
+    return CachedImages(np.load(path, mmap_mode="r"), rows, key, facts)
+
+
+def _set_range(
+    decoding: _Decoding, good: Sequence[Decoded], rows: Sequence[int], places: Sequence[int]
+) -> Facts:
+    """Decode deep images once more, now that the range of all of them is known.
+
+    Args:
+        decoding: how.
+        good: the usable images.
+        rows: which of the requested files each is.
+        places: its place in the array.
+    """
+    facts = Facts(pages=sum(found.pages > 1 for found in good))
+    facts.ranged = sum(found.depth != "" for found in good)
+    ranges = {number: found.used for number, found in enumerate(good) if found.used}
+    if not ranges or decoding.request.pixel_range != AUTO:
+        return facts
+    facts.used = common_range(list(ranges.values()))
+    deep = [number for number, found in enumerate(good) if found.depth == DEEP]
+    decoding.run(
+        [rows[number] for number in deep],
+        places=[places[number] for number in deep],
+        pixel_range=range_text(facts.used),
+    )
+    facts.dark = [number for number, used in ranges.items() if too_dark(used, facts.used)]
+    if facts.dark:
+        facts.dark_used = common_range([ranges[number] for number in facts.dark])
+    return facts
 
 
 def _hash_unknown(
@@ -176,7 +248,13 @@ def _recheck(request: ImageRequest, index: CacheIndex, digests: list[str | None]
     paths = request.paths if index.bad else []
     again = [row for row, digest in enumerate(digests) if digest in index.bad]
     found = {
-        row: problem_of(paths[row], image_size=request.image_size, fit=request.fit) for row in again
+        row: problem_of(
+            paths[row],
+            image_size=request.image_size,
+            fit=request.fit,
+            pixel_range=request.pixel_range,
+        )
+        for row in again
     }
     return {row: problem for row, problem in found.items() if problem}
 
@@ -192,15 +270,39 @@ def _judge(request: ImageRequest, problems: dict[int, str]) -> np.ndarray:
         logger.warning("left out %d of %d images: %s", len(named), total, ", ".join(named))
         return rows
     more = f" and {len(named) - NAMES_SHOWN} more" if len(named) > NAMES_SHOWN else ""
-    advice = "replace them" if request.skip_bad_images else "replace them or add --skip-bad-images"
     raise UserError(
         f"{request.folder}: {len(named)} of {total} images cannot be used: "
-        f"{', '.join(named[:NAMES_SHOWN])}{more}; {advice}"
+        f"{', '.join(named[:NAMES_SHOWN])}{more}; {_advice(request, problems)}"
     )
 
 
-def _key(request: ImageRequest, digests: Sequence[str]) -> str:
+def _advice(request: ImageRequest, problems: dict[int, str]) -> str:
+    """Say what to do about unusable images, the missing ones first."""
+    missing = [request.files[row] for row in sorted(problems) if problems[row] == MISSING]
+    deeds = []
+    if missing:
+        deeds.append(f"correct the names in the label files{_hint(request.folder, missing[0])}")
+    if len(missing) < len(problems):
+        deeds.append("replace what is broken")
+    if not request.skip_bad_images and len(problems) < len(request.files):
+        deeds.append("or leave these images out with --skip-bad-images")
+    return ", ".join(deeds)
+
+
+def _hint(folder: Path, file: str) -> str:
+    """Return the name in the folder that is nearest to a missing one, or an example of one."""
+    parent = (folder / file).parent
+    there = sorted(entry.name for entry in parent.glob("*")) if parent.is_dir() else []
+    if not there:
+        return f" ({parent} holds no file)"
+    close = difflib.get_close_matches(Path(file).name, there[:LOOKED_AT], n=1)
+    return f" ({parent} holds {(close or there)[0]!r})"
+
+
+def _key(request: ImageRequest, digests: Sequence[str], *, ranged: bool) -> str:
     head = f"{FORMAT} {request.image_size} {request.fit}"
+    if ranged and request.pixel_range != FULL:
+        head += f" {request.pixel_range}"
     return hashlib.sha256("\n".join([head, *digests]).encode()).hexdigest()[:32]
 
 
@@ -221,28 +323,40 @@ def _remember(
         logger.info("%s: the index cannot be written (%s)", request.cache_dir, error.strerror)
 
 
-def _decode(
-    request: ImageRequest,
-    present: Sequence[int],
-    signatures: Sequence[Signature | None],
-    output: Path,
-    offset: int,
-) -> list[Decoded]:
-    from tqdm import tqdm
+@dataclass(frozen=True)
+class _Decoding:
+    """Decodes files of a request into a file."""
 
-    paths = request.paths
-    small = sum(found[0] for found in signatures if found is not None) < SMALL_BYTES
-    # No bar where nobody watches: a run that stops on bad images writes one line to stderr.
-    hidden = True if request.quiet else None
-    with tqdm(
-        total=len(present), desc="images", unit="image", disable=hidden, delay=0.5, leave=False
-    ) as bar:
-        return decode_files(
-            [paths[row] for row in present],
-            output=output,
-            offset=offset,
-            image_size=request.image_size,
-            fit=request.fit,
-            workers=1 if small else request.workers,
-            progress=bar.update,
-        )
+    request: ImageRequest
+    signatures: Sequence[Signature | None]
+    output: Path
+    offset: int
+
+    def run(
+        self,
+        rows: Sequence[int],
+        *,
+        places: Sequence[int] | None = None,
+        pixel_range: str | None = None,
+    ) -> list[Decoded]:
+        """Decode some of the files to their places in the output, by default from its start on."""
+        from tqdm import tqdm
+
+        request, paths = self.request, self.request.paths
+        sizes = [found[0] for row in rows if (found := self.signatures[row]) is not None]
+        # No bar where nobody watches: a run that stops on bad images writes one line to stderr.
+        hidden = True if request.quiet else None
+        with tqdm(
+            total=len(rows), desc="images", unit="image", disable=hidden, delay=0.5, leave=False
+        ) as bar:
+            return decode_files(
+                [paths[row] for row in rows],
+                rows=range(len(rows)) if places is None else places,
+                output=self.output,
+                offset=self.offset,
+                image_size=request.image_size,
+                fit=request.fit,
+                pixel_range=pixel_range or request.pixel_range,
+                workers=1 if sum(sizes) < SMALL_BYTES else request.workers,
+                progress=bar.update,
+            )
