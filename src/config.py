@@ -23,6 +23,7 @@ from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
 from utils_.datasets import DATASETS
 from utils_.datasets.columns import CLASS_ORDERS
+from utils_.datasets.label_forms import COMBINE, FORMATS, UNCERTAIN_AS
 from utils_.errors import UserError, nearest
 from utils_.missing import MISSING_TYPES, UP_TO_ALL
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
@@ -121,6 +122,23 @@ class Config:
         0, "leave out classes with fewer positive training images", low=0, high=1_000_000_000
     )
     class_order: str = option("official", "order of the classes", choices=_names(*CLASS_ORDERS))
+    classes: str | None = option(
+        None, "the classes that are taken, a,b,c (default all that may be classes)", parse=str
+    )
+    ignore_columns: str | None = option(
+        None, "columns of the label files that are no classes: a,b,c", parse=str
+    )
+    label_format: str = option(
+        "auto",
+        "csv: columns of 0 and 1, one class named an image, or findings joined by |",
+        choices=_names(*FORMATS),
+    )
+    uncertain: str | None = option(
+        None, "csv: what -1 means; soft starts from 0.5", choices=_names(*UNCERTAIN_AS), parse=str
+    )
+    combine: str | None = option(
+        None, "csv: what becomes of several rows an image", choices=_names(*COMBINE), parse=str
+    )
     rounds: int = option(100, "rounds", low=1, high=1_000_000)
     warmup_rounds: int = option(
         10, "rounds of the first phase, of methods that have one", low=0, high=1_000_000

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from src.command_line import ROOT, read_yaml
-from src.config import Config, resolve
+from src.config import OPTIONS, Config, resolve
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
@@ -27,6 +27,7 @@ from src.results import final_table
 from src.simulation import Simulation, build_model
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
+from utils_.datasets.groups import GROUPED
 from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError
@@ -37,11 +38,15 @@ from utils_.scenario import (
     ScenarioSettings,
     assignment_table,
     build_scenario,
+    client_names,
     client_table,
+    training_sites,
 )
+from utils_.splits.plain import some
 
 # On resume these may change, because no result depends on them.
 MAY_CHANGE = {"device", "workers", "checkpoint_every", "cache_dir"}
+MOST_CLIENTS = OPTIONS["clients"].metadata["high"]
 logger = logging.getLogger("fednml")
 
 
@@ -51,8 +56,8 @@ class RunFailed(Exception):
 
 def show(settings: dict[str, Any]) -> str:
     """Resolved settings, client table and estimated bytes; trains and writes nothing."""
-    config = resolve(settings)
     with held_log():
+        config = settle(settings)
         dataset = load_dataset(config, quiet=True, labels_only=True)
         model = build_model(config, classes=len(dataset.classes))
         scenario = _build_scenario(config, dataset, folder=None)
@@ -66,7 +71,8 @@ def show(settings: dict[str, Any]) -> str:
     sizes = _estimated_bytes(config, dataset, model)
     facts |= {title: f"{count / 1e6:,.1f} MB" for title, count in sizes.items()}
     lines = [f"{title:<20}{text}" for title, text in facts.items()]
-    table = client_table(scenario, dataset).to_string(index=False)
+    names = client_names(scenario, dataset, split=config.split)
+    table = client_table(scenario, dataset, names).to_string(index=False)
     return "\n".join([config.to_yaml(), table, "", *lines])
 
 
@@ -77,13 +83,38 @@ def start(settings: dict[str, Any], *, quiet: bool) -> str:
         UserError: before anything is written.
         RunFailed, Interrupted: later; the run can be resumed.
     """
-    config = resolve(settings)
-    folder = _run_folder(config)
-    _check_new(folder)
     with held_log():
+        config = settle(settings)
+        folder = _run_folder(config)
+        _check_new(folder)
         simulation, scenario = _prepare(config, quiet=quiet)
         _create_folder(folder, simulation, scenario)
     return _run(simulation, folder, quiet=quiet)
+
+
+def settle(settings: dict[str, Any]) -> Config:
+    """Resolve the settings; where ``groups.csv`` names sites, each is a client unless told else.
+
+    Raises:
+        UserError: as :func:`src.config.resolve`; or a number of clients that is not that of the
+            sites, with no word on how to split.
+    """
+    split, clients = settings.get("split"), settings.get("clients")
+    follows = split is None and settings.get("dataset") in GROUPED and "split_file" not in settings
+    if not follows and (split != "site" or clients is not None):
+        return resolve(settings)
+    config = resolve({"clients": MOST_CLIENTS} | settings)  # those checks that need no data
+    dataset = load_dataset(config, quiet=True, labels_only=True)
+    sites = training_sites(dataset, config.part(ScenarioSettings))
+    if len(sites) < 2:
+        return resolve(settings)
+    if clients is not None and config.clients != len(sites):
+        raise UserError(
+            f"--clients {clients}: groups.csv has {len(sites)} sites ({some(sites)}); use "
+            f"--clients {len(sites)} to make each a client, or add --split iid to mix them"
+        )
+    logger.info("each site is a client (--split site --clients %d): %s", len(sites), some(sites))
+    return resolve(settings | {"split": "site", "clients": len(sites)})
 
 
 def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
@@ -167,15 +198,20 @@ def _read_result(folder: Path) -> str:
 
 def load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> ImageDataset:
     """The data set of a run; see :func:`utils_.datasets.load` for what is raised."""
+    options = data_options(config, quiet=quiet, labels_only=labels_only)
+    return datasets.load(config.dataset, options)
+
+
+def data_options(config: Config, *, quiet: bool, labels_only: bool = False) -> DataOptions:
+    """How the data set of a run is to be loaded."""
     places = {name: getattr(config, name) for name in ("data_dir", "cache_dir")}
-    options = config.part(
+    return config.part(
         DataOptions,
         **{name: Path(place) if place else None for name, place in places.items()},
         workers=processor_count(),
         quiet=quiet,
         labels_only=labels_only,
     )
-    return datasets.load(config.dataset, options)
 
 
 def _build_scenario(config: Config, dataset: ImageDataset, *, folder: Path | None) -> Scenario:
@@ -236,7 +272,8 @@ def _create_folder(folder: Path, simulation: Simulation, scenario: Scenario) -> 
         draft.mkdir(parents=True)
         write_text(draft / "config.yaml", config.to_yaml())
         write_json(draft / "env.json", describe(ROOT) | settings)
-        write_text(draft / "clients.csv", client_table(scenario, dataset).to_csv(index=False))
+        table = client_table(scenario, dataset, simulation.names)
+        write_text(draft / "clients.csv", table.to_csv(index=False))
         table = assignment_table(scenario, dataset)
         write_text(draft / "assignments.csv", table.to_csv(index=False))
         draft.rename(folder)

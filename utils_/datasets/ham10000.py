@@ -8,12 +8,11 @@ import numpy as np
 
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
+from utils_.datasets.ids import name_sites, number_groups
 from utils_.datasets.listing import (
     DataOptions,
     Listing,
     absent,
-    name_sites,
-    number_groups,
     open_listing,
 )
 from utils_.datasets.tables import CsvTable, read_csv, shown
@@ -49,8 +48,8 @@ def read_ham10000(data_dir: Path) -> Listing:
             expected=f"{TABLES[0]} and images/*.jpg (or HAM10000_images_part_1/ and _2/)",
             source="run python scripts/prepare_data.py ham10000",
         )
-    table = read_csv(path)
-    names = table.column("image_id")
+    table = read_csv(path).led_by("image_id")
+    names = table.names
     files = images.place(names)
     refuse_repeats([table], files)
     sites = name_sites(table.column("dataset")) if "dataset" in table.header else None
