@@ -90,12 +90,13 @@ def _problem(column: Column) -> str | None:
     """Why one column is no class for itself."""
     if not column.is_label and _counts_rows(column):
         return "counts the rows"
-    if not column.is_label and {text.split(".")[0] for text in column.counts} <= {"", "1", "2"}:
+    strange = column.strange()
+    if strange and all(re.fullmatch(r"([12]([.,]0*)?)?", text) for text in column.counts):
         return "is coded 1 and 2; write 1 and 0"
     if column.graded:
-        return f"holds grades or codes such as {shown(column.strange()[0])}"
+        return f"holds grades or codes such as {shown(strange[0])}"
     if not column.is_label:
-        return f"holds {kind_of(column.strange())}"
+        return f"holds {kind_of(strange)}"
     if re.fullmatch(r"[-+]?\d+([.,]\d+)?", column.name):
         return "has a number for a name"
     if named_like_a_property(column.name):

@@ -11,6 +11,7 @@ import numpy as np
 from utils_.errors import UserError
 from utils_.rng import derive
 from utils_.splits.base import (
+    FAR,
     Deal,
     TrainingGroups,
     cut_by_shares,
@@ -41,7 +42,19 @@ def iid(groups: TrainingGroups, deal: Deal) -> np.ndarray:
         dealt.append(client)
     of_group = np.empty(len(order), dtype=np.int64)
     of_group[order] = dealt
+    loads_by_client = np.bincount(of_group, weights=groups.sizes, minlength=deal.clients)
+    _report_uneven(loads_by_client.astype(np.int64))
     return of_group
+
+
+def _report_uneven(images: np.ndarray) -> None:
+    """Log clients far from an equal share: a patient with many images cannot be dealt out."""
+    equal = images.sum() / len(images)
+    far = np.flatnonzero(np.abs(images - equal) > max(1, FAR * equal))
+    if len(far):
+        told = some([f"client {client} {images[client]}" for client in far.tolist()])
+        text = "--split iid: images of one patient stay together, so shares are uneven: %s of %d"
+        logger.warning(text, told, images.sum())
 
 
 def quantity(groups: TrainingGroups, deal: Deal) -> np.ndarray:
