@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -24,7 +25,7 @@ import numpy as np
 from scripts.contact_sheet import choose, draw
 from src.command_line import parse_command_line
 from src.config import Config, resolve
-from src.job import load_dataset
+from src.job import data_options, load_dataset, settle
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
 from utils_.datasets.cache.decode import decode_alike
@@ -38,7 +39,7 @@ from utils_.datasets.doctor import (
 )
 from utils_.datasets.listing import AbsentData
 from utils_.errors import UserError
-from utils_.scenario import ScenarioSettings, build_scenario
+from utils_.scenario import ScenarioSettings, build_scenario, client_names
 from utils_.script import Parser, end_with
 
 FINE, WRONG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -87,8 +88,20 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Config, 
         raise UserError(
             f"--{next(iter(commands)).replace('_', '-')}: only main_fednml.py does that"
         )
-    config = resolve(settings | {"dataset": options.name, "noise": 0, "missing": 0})
-    return options, config, "clients" in settings or "split" in settings
+    config = _settled(settings | {"dataset": options.name, "noise": 0, "missing": 0})
+    by_client = "clients" in settings or "split" in settings or config.split == "site"
+    return options, config, by_client
+
+
+def _settled(settings: dict[str, Any]) -> Config:
+    """The settings as a run would have them; wrong label files are a finding, told later."""
+    try:
+        with _notes():
+            return settle(settings)
+    except AbsentData:
+        raise
+    except UserError:
+        return resolve(settings)
 
 
 def load(config: Config, *, quiet: bool) -> tuple[ImageDataset | None, list[Finding]]:
@@ -129,18 +142,21 @@ def _notes() -> Iterator[list[str]]:
     """Collect what is logged meanwhile, but for what is said in a finding of its own."""
     said = ("report_straddling", "report_empty_classes", "report_flat", "settle_copies", "_judge")
     notes: list[str] = []
-    handler = logging.Handler(logging.WARNING)
+    handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: (
         None if record.funcName in said else notes.append(record.getMessage())
     )
     logger = logging.getLogger("fednml")
     before = logger.propagate
+    before_level = logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
         yield notes
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before_level)
         logger.propagate = before
 
 
@@ -171,7 +187,8 @@ def describe_clients(dataset: ImageDataset, config: Config) -> None:
     scenario = build_scenario(dataset, config.part(ScenarioSettings), folder=None)
     counts = np.bincount(scenario.client[scenario.client >= 0]).tolist()
     print(f"prevalence at {len(counts)} clients ({config.split}), images: {counts}")
-    table = client_prevalence(dataset, scenario.client)
+    names = client_names(scenario, dataset, split=config.split)
+    table = client_prevalence(dataset, scenario.client, names)
     print(table.to_string(index=False, float_format="{:.3f}".format) + "\n")
 
 
@@ -183,7 +200,7 @@ def draw_sheet(dataset: ImageDataset, config: Config, path: Path) -> None:
     images = np.stack([dataset.images[row] for row in rows])
     if config.dataset in datasets.READERS and config.image_size < TILE:
         folder = Path(config.data_dir or datasets.default_folder(config.dataset))
-        listing = datasets.READERS[config.dataset](folder)
+        listing = datasets.listed(config.dataset, folder, data_options(config, quiet=True))
         file_of = dict(zip(listing.names, listing.files, strict=True))
         paths = [listing.folder / file_of[dataset.files[row]] for row in rows]
         images = decode_alike(

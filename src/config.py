@@ -24,6 +24,7 @@ from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
 from utils_.datasets import DATASETS
 from utils_.datasets.columns import CLASS_ORDERS
+from utils_.datasets.label_forms import COMBINE, FORMATS, UNCERTAIN_AS
 from utils_.errors import UserError, as_known, nearest
 from utils_.missing import MISSING_TYPES, UP_TO_ALL
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
@@ -130,7 +131,9 @@ class Config:
     )
     fit: str = option("crop", "how an image becomes square", choices=_names("crop", "pad"))
     pixel_range: str = option(
-        "auto", "values of more than 8 bits that become black and white: auto, full or LOW,HIGH"
+        "auto",
+        "values of more than 8 bits that become black and white: auto, full or LOW,HIGH",
+        later=True,
     )
     skip_bad_images: bool = option(False, "leave out images that cannot be read")
     allow_duplicates: bool = option(
@@ -140,6 +143,35 @@ class Config:
         0, "leave out classes with fewer positive training images", low=0, high=1_000_000_000
     )
     class_order: str = option("official", "order of the classes", choices=_names(*CLASS_ORDERS))
+    classes: str | None = option(
+        None,
+        "the classes that are taken, a,b,c (default all that may be classes)",
+        parse=str,
+        later=True,
+    )
+    ignore_columns: str | None = option(
+        None, "columns of the label files that are no classes: a,b,c", parse=str, later=True
+    )
+    label_format: str = option(
+        "auto",
+        "csv: columns of 0 and 1, one class named an image, or findings joined by |",
+        choices=_names(*FORMATS),
+        later=True,
+    )
+    uncertain: str | None = option(
+        None,
+        "csv: what -1 means; soft starts from 0.5",
+        choices=_names(*UNCERTAIN_AS),
+        parse=str,
+        later=True,
+    )
+    combine: str | None = option(
+        None,
+        "csv: what becomes of several rows an image",
+        choices=_names(*COMBINE),
+        parse=str,
+        later=True,
+    )
     rounds: int = option(100, "rounds", low=1, high=1_000_000, group=TRAINING)
     warmup_rounds: int = option(
         10, "rounds of the first phase, of methods that have one", low=0, high=1_000_000

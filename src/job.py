@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from src.command_line import ROOT
-from src.config import Config, resolve
+from src.config import OPTIONS, Config, resolve
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
@@ -41,9 +41,10 @@ from src.simulation import Simulation, build_model
 from src.weight_files import describe_weights
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
+from utils_.datasets.groups import GROUPED
 from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
-from utils_.errors import UserError
+from utils_.errors import UserError, as_known
 from utils_.files import atomic_path, write_json, write_text
 from utils_.runlog import RunLog, parameter_table
 from utils_.scenario import (
@@ -51,11 +52,15 @@ from utils_.scenario import (
     ScenarioSettings,
     assignment_table,
     build_scenario,
+    client_names,
     client_table,
+    training_sites,
 )
+from utils_.splits.plain import some
 
 # On resume these may change, because no result depends on them.
 MAY_CHANGE = {"device", "workers", "checkpoint_every", "cache_dir"}
+MOST_CLIENTS = OPTIONS["clients"].metadata["high"]
 logger = logging.getLogger("fednml")
 
 
@@ -65,8 +70,8 @@ class RunFailed(Exception):
 
 def show(settings: dict[str, Any]) -> str:
     """Resolved settings, client table and estimated bytes; trains and writes nothing."""
-    config = resolve(settings)
     with held_log():
+        config = settle(settings)
         dataset = load_dataset(config, quiet=True, labels_only=True)
         # A model has as many parameters with weights as without, and those of ImageNet would be
         # downloaded; of a file it must be known whether it fits.
@@ -83,7 +88,8 @@ def show(settings: dict[str, Any]) -> str:
     sizes = _estimated_bytes(config, dataset, model)
     facts |= {title: f"{count / 1e6:,.1f} MB" for title, count in sizes.items()}
     lines = [f"{title:<20}{text}" for title, text in facts.items()]
-    table = client_table(scenario, dataset).to_string(index=False)
+    names = client_names(scenario, dataset, split=config.split)
+    table = client_table(scenario, dataset, names).to_string(index=False)
     return "\n".join([config.to_yaml(), table, "", *lines])
 
 
@@ -94,8 +100,8 @@ def start(settings: dict[str, Any], *, quiet: bool) -> str:
         UserError: before anything is written.
         RunFailed, Interrupted: later; the run can be resumed.
     """
-    config = resolve(settings)
     with held_log():
+        config = settle(settings)
         listed = load_dataset(config, quiet=True, labels_only=True)
         inputs = file_inputs(config, listed)
         folder = run_folder(config, inputs)
@@ -112,6 +118,32 @@ def present_inputs(config: Config, inputs: Mapping[str, str], *, quiet: bool) ->
     if config.dataset != "synthetic":
         present[IMAGES] = load_dataset(config, quiet=quiet).image_key
     return present
+
+
+def settle(settings: dict[str, Any]) -> Config:
+    """Resolve the settings; where ``groups.csv`` names sites, each is a client unless told else.
+
+    Raises:
+        UserError: as :func:`src.config.resolve`; or a number of clients that is not that of the
+            sites, with no word on how to split.
+    """
+    split, clients = settings.get("split"), settings.get("clients")
+    grouped = as_known(str(settings.get("dataset")), GROUPED) in GROUPED
+    follows = split is None and grouped and "split_file" not in settings
+    if not follows and (split != "site" or clients is not None):
+        return resolve(settings)
+    config = resolve({"clients": MOST_CLIENTS} | settings)  # those checks that need no data
+    dataset = load_dataset(config, quiet=True, labels_only=True)
+    sites = training_sites(dataset, config.part(ScenarioSettings))
+    if len(sites) < 2:
+        return resolve(settings)
+    if clients is not None and config.clients != len(sites):
+        raise UserError(
+            f"--clients {clients}: groups.csv has {len(sites)} sites ({some(sites)}); use "
+            f"--clients {len(sites)} to make each a client, or add --split iid to mix them"
+        )
+    logger.info("each site is a client (--split site --clients %d): %s", len(sites), some(sites))
+    return resolve(settings | {"split": "site", "clients": len(sites)})
 
 
 def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
@@ -181,15 +213,20 @@ def _rehearse(config: Config, listed: ImageDataset) -> FlatModel:
 
 def load_dataset(config: Config, *, quiet: bool, labels_only: bool = False) -> ImageDataset:
     """The data set of a run; see :func:`utils_.datasets.load` for what is raised."""
+    options = data_options(config, quiet=quiet, labels_only=labels_only)
+    return datasets.load(config.dataset, options)
+
+
+def data_options(config: Config, *, quiet: bool, labels_only: bool = False) -> DataOptions:
+    """How the data set of a run is to be loaded."""
     places = {name: getattr(config, name) for name in ("data_dir", "cache_dir")}
-    options = config.part(
+    return config.part(
         DataOptions,
         **{name: Path(place) if place else None for name, place in places.items()},
         workers=_reading_processes(config),
         quiet=quiet,
         labels_only=labels_only,
     )
-    return datasets.load(config.dataset, options)
 
 
 def _reading_processes(config: Config) -> int:
@@ -251,7 +288,8 @@ def _create_folder(
         draft.mkdir(parents=True)
         write_text(draft / "config.yaml", config.to_yaml())
         write_json(draft / "env.json", describe(ROOT) | settings)
-        write_text(draft / "clients.csv", client_table(scenario, dataset).to_csv(index=False))
+        table = client_table(scenario, dataset, simulation.names)
+        write_text(draft / "clients.csv", table.to_csv(index=False))
         table = assignment_table(scenario, dataset)
         write_text(draft / "assignments.csv", table.to_csv(index=False))
         draft.rename(folder)

@@ -34,6 +34,7 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
         "data_seed": config.data_seed,
         "leaky": simulation.method.hidden_labels,
         "bound": simulation.method.true_labels,
+        **({"sites": list(simulation.names.names)} if simulation.names.names else {}),
         "rounds": config.rounds,
         "classes": list(simulation.dataset.classes),
         "last": _test_part(history[-1]),

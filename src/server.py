@@ -14,10 +14,12 @@ from src.aggregation import Frame, Layout, fault
 from src.messages import CLASS_COUNTS, NO_MODEL, Arrays, Broadcast, Report, message_bytes
 from src.outliers import OUTLYING, UpdateWatch, credit, severity
 from utils_.priors import log_prior_odds
+from utils_.site_names import SiteNames
 
 if TYPE_CHECKING:
     from src.methods.base import Method
 
+NO_NAMES = SiteNames()
 logger = logging.getLogger("fednml")
 
 
@@ -39,8 +41,19 @@ class Server:
             four reports.
     """
 
-    def __init__(self, model: Tensor, method: Method, layout: Layout | None = None) -> None:
-        """Start from ``model``; without a layout all of it are parameters."""
+    def __init__(
+        self,
+        model: Tensor,
+        method: Method,
+        layout: Layout | None = None,
+        *,
+        names: SiteNames = NO_NAMES,
+    ) -> None:
+        """Start from ``model``; without a layout all of it are parameters.
+
+        ``names`` says what the clients are called in messages.
+        """
+        self.names = names
         self.model, self.method = model, method
         self.layout = layout or Layout(len(model))
         self.memory: Arrays = {}
@@ -113,7 +126,8 @@ class Server:
             if reason:
                 self.rejected[report.client] = reason
                 logger.warning(
-                    "round %d: client %d is left out: %s", self.round, report.client, reason
+                    *("round %d: %s is left out: %s", self.round),
+                    *(self.names.called(report.client), reason),
                 )
                 continue
             own = slice(self.layout.parameters)
@@ -124,7 +138,8 @@ class Server:
             raise NoReportLeft(self._why_none())
 
     def _why_none(self) -> str:
-        told = "; ".join(f"client {client}: {why}" for client, why in self.rejected.items())
+        called = self.names.called
+        told = "; ".join(f"{called(client)}: {why}" for client, why in self.rejected.items())
         return f"round {self.round}: no report can be used ({told})"
 
     def _suppressed(self, held: list[Report]) -> Iterator[Report]:
@@ -139,7 +154,8 @@ class Server:
     def _say_who_stands_apart(self) -> None:
         for client in self.flagged:
             z = ", ".join(f"{name} {value:+.1f}" for name, value in self.scores[client].items())
-            logger.info("round %d: client %d stands apart (robust z: %s)", self.round, client, z)
+            who = self.names.called(client)
+            logger.info("round %d: %s stands apart (robust z: %s)", self.round, who, z)
 
     @property
     def flagged(self) -> list[int]:

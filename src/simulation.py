@@ -29,7 +29,7 @@ from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
 from utils_.environment import peak_rss_mb, processor_count
 from utils_.errors import UserError
 from utils_.labels import LabelState
-from utils_.scenario import Scenario
+from utils_.scenario import Scenario, client_names
 
 if TYPE_CHECKING:
     from utils_.runlog import RunLog
@@ -43,6 +43,7 @@ class Simulation:
     """A federation in one process tree.
 
     Attributes:
+        names: what the clients are called.
         history: one row of scalars for each finished round.
         best: what was scored in the best validation round so far, by mAP; see ``scored``.
     """
@@ -61,7 +62,8 @@ class Simulation:
         self.predictor = Predictor(model, dataset.images, augmenter)
         self.evaluator = Evaluator(dataset, attack.scenario(scenario), self.predictor)
         self.clients = build_clients(dataset, scenario, self.method, augmenter, attack=attack)
-        self.server = Server(model.snapshot(), self.method, Layout.of(model))
+        self.names = client_names(scenario, dataset, split=config.split)
+        self.server = Server(model.snapshot(), self.method, Layout.of(model), names=self.names)
         self.best = self.server.model
         self.history: list[dict[str, float]] = []
 
@@ -138,10 +140,10 @@ class Simulation:
         row |= {f"labels_{name}": value for name, value in pooled.items()}
         for report in reports:
             values = report.logs | each[report.client]
-            log.scalars(f"sites/{report.client}", values, step=message.round)
+            log.scalars(f"sites/{self.names.tag(report.client)}", values, step=message.round)
         if self._picture_due():
             figure = self.evaluator.label_picture(self.clients[selected[0]])
-            log.figure(f"labels/client {selected[0]}", figure, step=message.round)
+            log.figure(f"labels/client {self.names.tag(selected[0])}", figure, step=message.round)
         row |= self._suspects(log, message.round)
         sent = {"down": message_bytes(message) * len(selected), "up": self.server.bytes_up}
         row |= {f"bytes_{way}": float(n * self.method.exchange) for way, n in sent.items()}
@@ -152,10 +154,10 @@ class Simulation:
         """How many reports were rejected and how many clients stood apart; who, to TensorBoard."""
         server = self.server
         for client in server.rejected:
-            log.scalars(f"sites/{client}", {"rejected": 1.0}, step=round)
+            log.scalars(f"sites/{self.names.tag(client)}", {"rejected": 1.0}, step=round)
         for client, scores in server.scores.items():
             named = {f"outlier_{name}": z for name, z in scores.items()}
-            log.scalars(f"sites/{client}", named, step=round)
+            log.scalars(f"sites/{self.names.tag(client)}", named, step=round)
         row = {"rejected": float(len(server.rejected))}
         if server.scores:  # blank where too few reports came in to judge them
             row["flagged"] = float(len(server.flagged))
@@ -263,12 +265,14 @@ def build_clients(
     clients = []
     for index in range(method.plan.clients):
         rows = scenario.rows(index)
+        labels = LabelState(observed[rows])
+        labels.soften(scenario.soft[rows])
         clients.append(
             attack.client(
                 index,
                 images=dataset.images,
                 rows=rows,
-                labels=LabelState(observed[rows]),
+                labels=labels,
                 augmenter=augmenter,
                 plan=method.plan,
                 hidden=scenario.noisy[rows] if method.hidden_labels else None,

@@ -162,16 +162,20 @@ YAML = [
 HALF = ["image7.png", "1", "0"]
 LABELS = [
     row("cell 2", data(cell("2")), "train_data.csv, line 6", "'class1'", "'2'", "write 0 or 1"),
-    row("cell yes", data(cell("yes")), "train_data.csv, line 6", "'yes'", "write 0 or 1"),
-    row("cell NaN", data(cell("NaN")), "train_data.csv, line 6", "'NaN'", "leave the cell blank"),
-    row("cell -1", data(cell("-1", part="test")), "test_data.csv, line 6", "'-1'", "write 0 or 1"),
+    row("cell yes", data(cell("yes")), "train_data.csv, line 6", "'yes'", "mixes"),
+    row(
+        "cell none", data(cell("none")), "train_data.csv, line 6", "'none'", "leave the cell blank"
+    ),
+    row("cell -1", data(cell("-1", part="test")), "test_data.csv, line 6", "-1", "--uncertain"),
     row("cell 0.5", data(cell("0.5")), "train_data.csv, line 6", "'0.5'", "write 0 or 1"),
     row("no file name", data(cell("", column=0)), "train_data.csv, line 6", "no file name"),
-    row("listed twice", data(cell("image0.png", column=0)), "line 6", "image0.png", "keep one"),
+    row(
+        "listed twice", data(cell("image0.png", column=0)), "lines 2, 6", "image0.png", "--combine"
+    ),
     row(
         "in train and test",
         data(cell("image0.png", part="test", column=0)),
-        *("test_data.csv, line 6", "'image0.png'", "train_data.csv, line 2", "keep one"),
+        *("test_data.csv, line 6", "'image0.png'", "train_data.csv, line 2", "one part"),
     ),
     row("empty file", data(written("train_data.csv", b"")), "train_data.csv", "is empty"),
     row("blank file", data(written("test_data.csv", b"\n \n")), "test_data.csv", "is empty"),
@@ -182,9 +186,13 @@ LABELS = [
     row("class without name", data(cell("", row=0)), "train_data.csv, line 1", "column 3"),
     row("other classes", data(cell("x", row=0, part="test")), "test_data.csv", "'x'", "same"),
     row("fewer classes", data(rows(lambda t: [r[:4] for r in t])), "'class3'", "same columns"),
-    row("semicolons", data(written("train_data.csv", b"ID;a;b\nx;1;0\n")), "';'", "commas"),
+    row(
+        "two marks", data(written("train_data.csv", b"ID;a,b;c\nx;1,0;1\n")), "semicolons", "quotes"
+    ),
+    row("a workbook", data(written("train_data.csv", b"PK\x03\x04xl/")), "Excel", "CSV UTF-8"),
+    row("a property", data(cell("sex", row=0)), "'sex'", "--ignore-columns sex"),
     row("open quote", data(written("train_data.csv", b'ID,a\n"x,1\n')), "train_data.csv", "CSV"),
-    row("UTF-16", data(written("train_data.csv", "ID,a\n".encode("utf-16"))), "UTF-8", "line 1"),
+    row("UTF-16", data(written("train_data.csv", "ID,a\n".encode("utf-16-le"))), "UTF-16", "UTF-8"),
     row("folder for a file", data(folder_instead("test_data.csv")), "test_data.csv", "directory"),
     row("no label file", data(removed("train_data.csv")), "train_data.csv", "data/README.md"),
     row("no images", data(removed("images")), "images is absent", "data/README.md"),

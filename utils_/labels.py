@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 MISSING, OBSERVED, CORRECTED, PSEUDO = range(4)
+UNCERTAIN_TARGET = 0.5
 STATUS_NAMES = ("missing", "observed", "corrected", "pseudo")
 
 
@@ -71,6 +72,13 @@ class LabelState:
         annotated = np.where(kept, OBSERVED, CORRECTED)
         guessed = np.where(weights > 0, PSEUDO, MISSING)  # a weight of 0 takes a guess back
         self._status[cells] = np.where(self.annotated[cells], annotated, guessed)
+
+    def soften(self, cells: np.ndarray) -> None:
+        """Start cells that an annotator called uncertain, (N, C) bool, from a target of 0.5.
+
+        They stay without annotation: a method may guess them anew like any other missing cell.
+        """
+        self.correct(cells & ~self.annotated, np.full(cells.shape, UNCERTAIN_TARGET))
 
     def state(self) -> dict[str, np.ndarray]:
         """Return copies of the arrays that change, for a checkpoint."""

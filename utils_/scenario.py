@@ -22,14 +22,18 @@ from utils_.errors import UserError
 from utils_.files import atomic_path
 from utils_.missing import report_one_sided, visible_cells
 from utils_.noise import add_noise, client_rates
+from utils_.site_names import SiteNames
 from utils_.splits import Deal, assign_clients, cut_parts
+from utils_.splits.base import training_groups
 from utils_.splits.file import read_split
+from utils_.splits.plain import sites_of_groups
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger("fednml")
 
+NO_NAMES = SiteNames()
 FORMAT = 2  # raise it when the same settings would give another scenario
 _UNREADABLE = (  # what reading a damaged archive was seen to raise
     OSError,
@@ -47,7 +51,9 @@ _DTYPES = {
     "noisy": np.float32,
     "annotated": np.bool_,
     "assumed": np.bool_,
+    "soft": np.bool_,
 }
+_OPTIONAL = ("assumed", "soft")  # there may be none of these cells
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Scenario:
             assumed.
         key: hex digest of all that determines the scenario.
         assumed: (N, C) bool, missing training cells that count as negative; by default none.
+        soft: (N, C) bool, training cells without annotation that start from a target of 0.5; by
+            default none.
     """
 
     part: np.ndarray
@@ -71,10 +79,12 @@ class Scenario:
     annotated: np.ndarray
     key: str
     assumed: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=np.bool_))
+    soft: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=np.bool_))
 
     def __post_init__(self) -> None:
-        if not self.assumed.ndim:
-            object.__setattr__(self, "assumed", np.zeros_like(self.annotated))
+        for name in _OPTIONAL:
+            if not getattr(self, name).ndim:
+                object.__setattr__(self, name, np.zeros_like(self.annotated))
         for name in _DTYPES:
             getattr(self, name).flags.writeable = False
 
@@ -158,11 +168,32 @@ def build_scenario(
     return scenario
 
 
-def client_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
+def training_sites(dataset: ImageDataset, wanted: ScenarioSettings) -> tuple[str, ...]:
+    """Names of the sites that would have training images; none where the sites are not known."""
+    if dataset.sites is None:
+        return ()
+    return _sites_in(dataset, _parts(dataset, wanted))
+
+
+def client_names(scenario: Scenario, dataset: ImageDataset, *, split: str) -> SiteNames:
+    """What the clients are called: after their sites under ``site``, else by number alone."""
+    if split != "site":
+        return SiteNames()
+    return SiteNames(_sites_in(dataset, scenario.part))
+
+
+def _sites_in(dataset: ImageDataset, part: np.ndarray) -> tuple[str, ...]:
+    rows = np.flatnonzero(part == TRAIN)
+    return sites_of_groups(training_groups(rows, dataset.groups, dataset.labels, dataset.sites))[0]
+
+
+def client_table(
+    scenario: Scenario, dataset: ImageDataset, names: SiteNames = NO_NAMES
+) -> pd.DataFrame:
     """One row for each client: what it holds and how flawed its labels are, as realised.
 
     ===================== ======================================================================
-    client, images        its number, and how many images it holds
+    client, site, images  its number, its name where it is a site, how many images it holds
     annotated             the classes with an annotated cell that is not assumed, joined by ``;``
     annotated_classes     how many these are
     noise_samples         share of images with an annotated cell that differs from the file
@@ -186,6 +217,7 @@ def client_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
         table.append(
             {
                 "client": client,
+                **({"site": names.names[client]} if names.names else {}),
                 "images": len(rows),
                 "annotated": ";".join(np.array(dataset.classes, dtype=object)[seen]),
                 "annotated_classes": int(seen.sum()),
@@ -233,18 +265,22 @@ def _given_split(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt | Non
 
 
 def _deal(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt:
-    part = cut_parts(
+    part = _parts(dataset, wanted)
+    deal = Deal(**{f.name: getattr(wanted, f.name) for f in fields(Deal)})
+    client = assign_clients(
+        part, dataset.groups, dataset.labels, dataset.sites, split=wanted.split, deal=deal
+    )
+    return part, client
+
+
+def _parts(dataset: ImageDataset, wanted: ScenarioSettings) -> np.ndarray:
+    return cut_parts(
         dataset.part,
         dataset.groups,
         val_share=wanted.val_share,
         test_share=wanted.test_share,
         data_seed=wanted.data_seed,
     )
-    deal = Deal(**{f.name: getattr(wanted, f.name) for f in fields(Deal)})
-    client = assign_clients(
-        part, dataset.groups, dataset.labels, dataset.sites, split=wanted.split, deal=deal
-    )
-    return part, client
 
 
 def _build(
@@ -279,9 +315,17 @@ def _build(
         labels=noisy,
     )
     annotated = visible & ~np.isnan(noisy)
-    assumed = ~annotated & (wanted.assume_negative & (client >= 0))[:, None]
+    soft = visible & (client >= 0)[:, None] & _uncertain(dataset)
+    assumed = ~annotated & ~soft & (wanted.assume_negative & (client >= 0))[:, None]
     noisy = np.where(assumed, np.float32(0), noisy)
-    return Scenario(part, client, noisy, annotated | assumed, key, assumed)
+    return Scenario(part, client, noisy, annotated | assumed, key, assumed, soft)
+
+
+def _uncertain(dataset: ImageDataset) -> np.ndarray:
+    if dataset.uncertain is None:
+        return np.zeros(dataset.labels.shape, dtype=bool)
+    uncertain: np.ndarray = dataset.uncertain & np.isnan(dataset.labels)
+    return uncertain
 
 
 def _key(dataset: ImageDataset, wanted: ScenarioSettings, given: Dealt | None) -> str:
@@ -297,6 +341,8 @@ def _key(dataset: ImageDataset, wanted: ScenarioSettings, given: Dealt | None) -
             continue
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
+    if dataset.uncertain is not None:  # else the keys are those of before there was such a thing
+        digest.update(np.packbits(dataset.uncertain).tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -307,8 +353,13 @@ def _plain(value: object) -> object:
     raise TypeError(f"cannot hash a setting of type {type(value).__name__}")
 
 
+def _kept(scenario: Scenario, name: str) -> bool:
+    """Soft cells are rare; files without them are as they always were."""
+    return name != "soft" or bool(scenario.soft.any())
+
+
 def _save(path: Path, scenario: Scenario) -> None:
-    arrays = {name: getattr(scenario, name) for name in _DTYPES}
+    arrays = {name: getattr(scenario, name) for name in _DTYPES if _kept(scenario, name)}
     try:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, key=np.array(scenario.key), **arrays)
@@ -336,7 +387,7 @@ def _read(path: Path, key: str, *, shape: tuple[int, ...]) -> Scenario:
     if damaged is not None:
         raise ValueError(f"checksum of {damaged} does not match")
     with np.load(path, allow_pickle=False) as saved:
-        arrays = {name: saved[name] for name in _DTYPES}
+        arrays = {name: saved[name] for name in _DTYPES if name != "soft" or name in saved}
         if str(saved["key"]) != key:
             raise ValueError("it belongs to other settings")
     for name, array in arrays.items():

@@ -149,9 +149,8 @@ def test_groups_and_sites(tmp_path, caplog):
     )
     data = labels_of("csv", folder)
     assert data.groups.dtype == np.int64
-    assert data.groups[0] == data.groups[1]
-    # c is not in groups.csv and d has a blank patient: each is somebody else.
-    assert len(set(data.groups.tolist())) == 3
+    # p1 is another patient in the south; c has no row and d a blank patient: each somebody else.
+    assert len(set(data.groups.tolist())) == 4
     assert data.sites.tolist() == ["south", "north", "unknown", "unknown"]
     assert "2 of 4 images have no patient_id" in caplog.text
     assert "2 of 4 images have no site" in caplog.text
@@ -215,9 +214,7 @@ def test_skipped_image_leaves_every_array_aligned(tmp_path, caplog):
     assert "left out 1 of 4 images: b.png (broken, or not a PNG" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "text", ["2", "yes", "NaN", "nan", "-1", "NA", "0.5", "1e0", "True", "x y"]
-)
+@pytest.mark.parametrize("text", ["2", "yes", "none", "?", "-2", "01", "0.5", "1e0", "True", "x y"])
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_wrong_cell_is_located(tmp_path, text, part):
     good = {"train": "a", "val": "b", "test": "c"}
@@ -230,13 +227,16 @@ def test_wrong_cell_is_located(tmp_path, text, part):
 
 
 def test_wrong_cells_are_counted(tmp_path):
-    folder = write_layout(tmp_path, train_data="f,X,Y\na,1,7\nb,8,9\n")
+    folder = write_layout(tmp_path, train_data="f,X,Y\na,1,7\nb,8,9\nc,1,0\nd,0,1\n")
     assert "line 2, column 'Y': '7' is not a label (and 2 more" in error_of("csv", folder)
 
 
 OK = "f,X,Y\na,1,0\n"
 BAD_FILES = {
-    "listed twice": ({"train_data": "f,X\na,1\nb,1\na,0\n"}, "line 4: image 'a.png' is already"),
+    "listed twice": (
+        {"train_data": "f,X\na,1\nb,1\na,0\n"},
+        "lines 2, 4: image 'a.png' is already",
+    ),
     "listed twice, spelt differently": ({"train_data": "f,X\na,1\na.PNG,1\n"}, "already listed"),
     "listed in two files": (
         {"train_data": OK, "test_data": "f,X,Y\nb,1,1\na.png,1,1\n"},
@@ -245,7 +245,6 @@ BAD_FILES = {
     "class twice": ({"train_data": "f,X,X\na,1,0\n"}, "column 'X' appears more than once"),
     "class lacking": ({"train_data": OK, "test_data": "f,X\nb,1\n"}, "test_data.csv: its classes"),
     "class renamed": ({"train_data": OK, "val_data": "f,X,Z\nb,1,1\n"}, "lacks 'Y' and has 'Z'"),
-    "other order": ({"train_data": OK, "test_data": "f,Y,X\nb,1,1\n"}, "another order"),
     "empty": ({"train_data": ""}, "the file is empty"),
     "blank lines only": ({"train_data": "\n\n , \n"}, "the file is empty"),
     "header only": ({"train_data": "f,X\n"}, "only a header"),
@@ -255,14 +254,12 @@ BAD_FILES = {
     "long row": ({"train_data": "f,X,Y\na,1,0,1\n"}, "line 2: 4 cells where the header has 3"),
     "nameless column": ({"train_data": "f,X,\na,1,0\n"}, "column 3 has no name"),
     "nameless image": ({"train_data": "f,X\n,1\n"}, "line 2: no file name"),
-    "semicolons": ({"train_data": "f;X\na;1\n"}, "separated by ';'"),
-    "tabs": ({"train_data": "f\tX\na\t1\n"}, "commas instead"),
     "open quote": ({"train_data": 'f,X\n"a,1\nb,0\n'}, "not valid CSV"),
     "line break in a class": ({"train_data": 'f,"X\nY"\na,1\n'}, "no ';' or line break"),
     "NUL": ({"train_data": "f,X\na,\0\n"}, "train_data.csv, line 2"),
     "leaves the folder": ({"train_data": "f,X\n../secret,1\n"}, "name images inside"),
     "absolute name": ({"train_data": "f,X\n/etc/passwd,1\n"}, "name images inside"),
-    "no patient_id": ({"train_data": OK, "groups": "f,patient\na,p\n"}, "'patient_id'; did you"),
+    "no patient_id": ({"train_data": OK, "groups": "f,patient\na,p\n"}, "call it 'patient_id'"),
     "groups twice": ({"train_data": OK, "groups": "f,patient_id\na,p\na.png,q\n"}, "groups.csv"),
     "groups of others": ({"train_data": OK, "groups": "f,patient_id\nz,p\n"}, "names none"),
     "groups empty": ({"train_data": OK, "groups": ""}, "groups.csv: the file is empty"),
@@ -278,10 +275,10 @@ def test_bad_files(tmp_path, case):
 
 def test_bytes_that_are_not_utf8(tmp_path):
     folder = write_layout(tmp_path)
-    (folder / "train_data.csv").write_bytes("f,X\na,1\nb\xe9,1\n".encode("latin-1"))
-    assert "train_data.csv, line 3: byte 0xe9" in error_of("csv", folder)
-    (folder / "train_data.csv").write_bytes("f,X\na,1\n".encode("utf-16"))
-    assert "not UTF-8" in error_of("csv", folder)
+    (folder / "train_data.csv").write_bytes("f,X\na,1\nb\x81,1\n".encode("latin-1"))
+    assert "train_data.csv, line 3: byte 0x81" in error_of("csv", folder)
+    (folder / "train_data.csv").write_bytes("f,X\na,1\n".encode("utf-16-le"))
+    assert "UTF-16 without its mark" in error_of("csv", folder)
 
 
 def test_folder_in_place_of_a_file(tmp_path):

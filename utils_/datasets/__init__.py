@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from utils_.datasets.brset import load_brset, read_brset
 from utils_.datasets.cache.decode import FITS
 from utils_.datasets.cache.pixel_range import parse_range
 from utils_.datasets.chestxray14 import load_chestxray14, read_chestxray14
-from utils_.datasets.columns import CLASS_ORDERS, choose_columns
+from utils_.datasets.columns import CLASS_ORDERS, choose_columns, choose_named
 from utils_.datasets.csv_layout import (
     EXPECTED,
     load_csv,
@@ -28,6 +29,7 @@ from utils_.datasets.medmnist import SETS, loader_of
 from utils_.datasets.rfmid import load_rfmid, read_rfmid
 from utils_.errors import UserError, nearest
 
+logger = logging.getLogger("fednml")
 Loader = Callable[[Path, DataOptions], ImageDataset]  # from the data set's folder
 DATA = Path(__file__).resolve().parents[2] / "data"
 MAX_IMAGE_SIZE = 4096
@@ -82,6 +84,13 @@ READERS: dict[str, Callable[[Path], Listing]] = {
 """What the label files of a data set of single images say, before an image is opened."""
 
 
+def listed(name: str, data_dir: Path, options: DataOptions) -> Listing:
+    """Return what the label files say, read as :func:`load` reads them."""
+    if name == "csv":
+        return read_csv_layout(data_dir, options.form)
+    return READERS[name](data_dir)
+
+
 def default_folder(name: str) -> Path:
     """Return where a data set is looked for; the sets of MedMNIST share one folder."""
     return DATA / ("medmnist" if name in SETS else name)
@@ -99,11 +108,15 @@ def load(name: str, options: DataOptions) -> ImageDataset:
             read, a cache that cannot be written.
     """
     _check_options(name, options)
-    dataset = choose_columns(
+    dataset = choose_named(
         DATASETS[name](_folder(name, options.data_dir), options),
-        min_positives=options.min_positives,
-        class_order=options.class_order,
+        classes=options.classes,
+        ignore_columns=None if name == "csv" else options.ignore_columns,  # csv has read it
     )
+    dataset = choose_columns(
+        dataset, min_positives=options.min_positives, class_order=options.class_order
+    )
+    logger.info("%s: %d classes: %s", name, len(dataset.classes), ", ".join(dataset.classes))
     report_empty_classes(name, dataset.classes, dataset.labels)
     return dataset
 
@@ -128,5 +141,16 @@ def _check_options(name: str, options: DataOptions) -> None:
         hint = nearest(class_order, CLASS_ORDERS)
         raise UserError(f"--class-order: unknown value '{class_order}'; {hint}")
     parse_range(options.pixel_range)
+    if name != "csv":
+        _refuse_forms(name, options)
     if not 8 <= image_size <= MAX_IMAGE_SIZE:
         raise UserError(f"--image-size: {image_size} is outside 8 to {MAX_IMAGE_SIZE}")
+
+
+def _refuse_forms(name: str, options: DataOptions) -> None:
+    """Only ``csv`` may be written in several forms; what is asked of others would do nothing."""
+    for option, value in (("uncertain", options.uncertain), ("combine", options.combine)):
+        if value:
+            raise UserError(f"--{option}: only --dataset csv reads such labels; leave it out")
+    if options.label_format != "auto":
+        raise UserError(f"--label-format: {name} has a form of its own; leave it out")

@@ -24,6 +24,8 @@ class ImageDataset:
         groups: (N,) int64, images of one patient or lesion share a number; None without such ids.
         sites: (N,) names of the sites (str array); None without them.
         image_key: hex digest of the image content and size (never of the labels).
+        uncertain: (N, C) bool, cells without annotation whose training starts from 0.5 (a reader
+            wrote "uncertain"); None without such.
     """
 
     name: str
@@ -35,3 +37,4 @@ class ImageDataset:
     groups: np.ndarray | None
     sites: np.ndarray | None
     image_key: str
+    uncertain: np.ndarray | None = None

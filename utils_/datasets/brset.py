@@ -9,12 +9,11 @@ import numpy as np
 
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
+from utils_.datasets.ids import name_sites, number_groups
 from utils_.datasets.listing import (
     DataOptions,
     Listing,
     absent,
-    name_sites,
-    number_groups,
     open_listing,
 )
 from utils_.datasets.tables import CsvTable, parse_labels, read_csv
@@ -57,12 +56,12 @@ def read_brset(data_dir: Path) -> Listing:
             expected=f"{TABLES[0]} and {FOLDERS[0]}/*.jpg",
             source="get them from https://physionet.org/content/brazilian-ophthalmological/",
         )
-    table = _with_images(read_csv(path), images)
+    table = _with_images(read_csv(path).led_by("image_id"), images)
     lacking = [cls for cls in CLASSES if cls not in table.header]
     if lacking:
         hint = nearest(lacking[0], table.header)
         raise UserError(f"{path}: no column '{lacking[0]}' (of {len(lacking)} absent); {hint}")
-    names = table.column("image_id")
+    names = table.names
     files = images.place(names)
     refuse_repeats([table], files)
     cameras = name_sites(table.column("camera")) if "camera" in table.header else None

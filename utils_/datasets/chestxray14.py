@@ -10,7 +10,8 @@ import numpy as np
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
 from utils_.datasets.groups import report_straddling
-from utils_.datasets.listing import DataOptions, Listing, absent, number_groups, open_listing
+from utils_.datasets.ids import number_groups
+from utils_.datasets.listing import DataOptions, Listing, absent, open_listing
 from utils_.datasets.tables import CsvTable, read_csv, shown
 from utils_.errors import UserError, nearest
 
@@ -52,8 +53,8 @@ def read_chestxray14(data_dir: Path) -> Listing:
             expected=f"{TABLES[0]}, {', '.join(LISTS.values())} and images/*.png",
             source="get them from https://nihcc.app.box.com/v/ChestXray-NIHCC",
         )
-    table = read_csv(path)
-    names = table.column("Image Index")
+    table = read_csv(path).led_by("Image Index")
+    names = table.names
     files = images.place(names)
     refuse_repeats([table], files)
     groups = number_groups(table.column("Patient ID"), what="Patient ID")

@@ -8,10 +8,35 @@ from dataclasses import replace
 import numpy as np
 
 from utils_.datasets.base import TEST, VAL, ImageDataset
+from utils_.datasets.label_columns import pick
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
 CLASS_ORDERS = ("official", "alphabetical")
+
+
+def choose_named(
+    dataset: ImageDataset, *, classes: str | None, ignore_columns: str | None
+) -> ImageDataset:
+    """Leave out classes by name. Images of the classes left out stay, without that label.
+
+    Args:
+        dataset: N images of C classes.
+        classes: those that stay, with commas between; None keeps all.
+        ignore_columns: those that are left out, likewise.
+
+    Raises:
+        UserError: a name is no class, or none is left.
+    """
+    kept = list(dataset.classes)
+    if classes:
+        kept = pick(kept, classes, "--classes")
+    if ignore_columns:
+        ignored = pick(dataset.classes, ignore_columns, "--ignore-columns")
+        kept = [name for name in kept if name not in ignored]
+    if not kept:
+        raise UserError("--ignore-columns: no class is left; leave one of them out of it")
+    return _with_columns(dataset, [dataset.classes.index(name) for name in kept])
 
 
 def choose_columns(
@@ -43,10 +68,16 @@ def choose_columns(
         _report(dataset, columns, min_positives)
     if class_order == "alphabetical":
         columns.sort(key=lambda column: dataset.classes[column].casefold())
+    return _with_columns(dataset, columns)
+
+
+def _with_columns(dataset: ImageDataset, columns: list[int]) -> ImageDataset:
     if columns == list(range(len(dataset.classes))):
         return dataset
     classes = tuple(dataset.classes[column] for column in columns)
-    return replace(dataset, labels=dataset.labels[:, columns], classes=classes)
+    uncertain = None if dataset.uncertain is None else dataset.uncertain[:, columns]
+    labels = dataset.labels[:, columns]
+    return replace(dataset, labels=labels, classes=classes, uncertain=uncertain)
 
 
 def _report(dataset: ImageDataset, columns: list[int], min_positives: int) -> None:

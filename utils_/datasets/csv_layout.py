@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, ImageDataset
-from utils_.datasets.folder import ImageFolder, refuse_repeats
+from utils_.datasets.folder import ImageFolder
 from utils_.datasets.groups import read_groups, report_straddling
+from utils_.datasets.image_column import lead_by_images
+from utils_.datasets.label_forms import LabelForm, read_labels
 from utils_.datasets.listing import (
     DataOptions,
     Listing,
     absent,
     open_listing,
 )
-from utils_.datasets.tables import CsvTable, parse_labels, read_csv, shown
+from utils_.datasets.repeats import combine_rows
+from utils_.datasets.tables import CsvTable, read_csv, shown
+from utils_.datasets.text_files import EXPORT
 from utils_.errors import UserError, nearest
 
 EXPECTED = "images/, train_data.csv and test_data.csv"
@@ -25,6 +30,7 @@ MURED_CLASSES = (
     *("CRVO", "CNV", "RS", "ODE", "LS", "CSR", "HTR", "ASR", "CRS", "OTHER"),
 )
 ODIR_CLASSES = ("N", "D", "G", "C", "A", "H", "M", "O")
+AS_WRITTEN = LabelForm()
 SOURCES = {
     "csv": "write them as described",
     "mured": "unpack the archive of https://data.mendeley.com/datasets/pc4mb3h8hz there",
@@ -38,7 +44,7 @@ def load_csv(data_dir: Path, options: DataOptions) -> ImageDataset:
     Raises:
         UserError: see read_layout and load_images.
     """
-    return open_listing("csv", read_csv_layout(data_dir), options)
+    return open_listing("csv", read_csv_layout(data_dir, options.form), options)
 
 
 def load_mured(data_dir: Path, options: DataOptions) -> ImageDataset:
@@ -55,9 +61,9 @@ def load_odir(data_dir: Path, options: DataOptions) -> ImageDataset:
     return open_listing("odir", read_odir(data_dir), options)
 
 
-def read_csv_layout(data_dir: Path) -> Listing:
-    """Read the files of any data set in this layout; see read_layout."""
-    return read_layout("csv", data_dir)
+def read_csv_layout(data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
+    """Read the files of any data set in this layout, in the form in which they are."""
+    return read_layout("csv", data_dir, form)
 
 
 def read_mured(data_dir: Path) -> Listing:
@@ -70,41 +76,60 @@ def read_odir(data_dir: Path) -> Listing:
     return _with_classes("odir", read_layout("odir", data_dir), ODIR_CLASSES)
 
 
-def read_layout(name: str, data_dir: Path) -> Listing:
+def read_layout(name: str, data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
     """Read the CSV files of a folder; rows in the order train, val, test, each as in its file.
 
     ``train_data.csv`` gives TRAIN, ``val_data.csv`` VAL and ``test_data.csv`` TEST. TRAIN rows may
     still give up a validation part where there is no ``val_data.csv``. Without ``test_data.csv``
     the rows of ``train_data.csv`` are UNASSIGNED, so that the split cuts a test part from them.
 
+    Args:
+        name: the data set; the columns of all but ``csv`` are its classes.
+        data_dir: its folder.
+        form: how the label files are to be understood.
+
     Raises:
         UserError: files are absent or wrong; the file, line and column are named.
     """
     tables = _read_tables(name, data_dir)
-    first = next(iter(tables.values()))
-    classes = first.header[1:]
-    for table in tables.values():
-        _check_header(table, first)
     folder = ImageFolder(data_dir / "images")
-    names = [file for table in tables.values() for file in table.names]
-    files = folder.place(names)
-    refuse_repeats(list(tables.values()), files)
-    labels = np.concatenate([parse_labels(table, classes) for table in tables.values()])
-    parts = (
-        dict(tables)
-        if TEST in tables
-        else {UNASSIGNED if p == TRAIN else p: t for p, t in tables.items()}
-    )
-    part = np.repeat(np.array(list(parts), np.uint8), [len(t.rows) for t in parts.values()])
+    if name == "csv":
+        tables = {part: lead_by_images(table, folder) for part, table in tables.items()}
+    else:
+        form = replace(form, classes=None, ignore_columns=None)
+    every = list(tables.values())
+    names = [file for table in every for file in table.names]
+    labels = read_labels(every, form, every_column=name != "csv")
+    kept, labels = combine_rows(every, folder.place(names), labels, combine=form.combine)
+    names = [names[row] for row in kept.tolist()]
+    files, part = folder.place(names), _parts(tables)[kept]
     groups, sites = read_groups(data_dir / "groups.csv", folder, files)
     if groups is not None:
         report_straddling(data_dir, groups, part)
-    return Listing(data_dir, folder.path, names, files, labels, classes, part, groups, sites)
+    return Listing(
+        data_dir,
+        folder.path,
+        names,
+        files,
+        labels.values,
+        labels.classes,
+        part,
+        groups,
+        sites,
+        labels.uncertain if labels.uncertain.any() else None,
+    )
+
+
+def _parts(tables: Mapping[int, CsvTable]) -> np.ndarray:
+    """(N,) uint8, the part of each row; TRAIN is still to be cut where there is no TEST."""
+    own = [UNASSIGNED if part == TRAIN and TEST not in tables else part for part in tables]
+    return np.repeat(np.array(own, np.uint8), [len(table.rows) for table in tables.values()])
 
 
 def _read_tables(name: str, data_dir: Path) -> dict[int, CsvTable]:
     """Return the CSV file of every part that has one; there is always one for TRAIN."""
     paths = {part: data_dir / f"{PART_NAMES[part]}_data.csv" for part in (TRAIN, VAL, TEST)}
+    _refuse_workbooks([*paths.values(), data_dir / "groups.csv"])
     for path in (data_dir, paths[TRAIN], data_dir / "images"):
         if not path.exists():
             source = SOURCES[name]
@@ -115,21 +140,13 @@ def _read_tables(name: str, data_dir: Path) -> dict[int, CsvTable]:
     return tables
 
 
-def _check_header(table: CsvTable, first: CsvTable) -> None:
-    classes, wanted = table.header[1:], first.header[1:]
-    if not classes:
-        raise UserError(
-            f"{table.path}: only one column; expected the file name and then one column per class"
-        )
-    if classes == wanted:
-        return
-    lacking = [f"lacks {shown(cls)}" for cls in wanted if cls not in classes]
-    added = [f"has {shown(cls)}" for cls in classes if cls not in wanted]
-    difference = " and ".join((lacking[:1] + added[:1]) or ["has them in another order"])
-    raise UserError(
-        f"{table.path}: its classes differ from {first.path.name}: it {difference}; "
-        "give both files the same columns"
-    )
+def _refuse_workbooks(paths: Sequence[Path]) -> None:
+    """Name an Excel file that lies where a CSV file belongs, which would pass unseen."""
+    for path in paths:
+        for suffix in (".xlsx", ".xls", ".ods", ".tsv", ".txt"):
+            other = path.with_suffix(suffix)
+            if other.exists() and not path.exists():
+                raise UserError(f"{other}: is not read; {EXPORT}, as {path.name}")
 
 
 def _with_classes(name: str, listing: Listing, known: Sequence[str]) -> Listing:

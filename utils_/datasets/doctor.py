@@ -13,10 +13,12 @@ from utils_.datasets.base import PART_NAMES, TEST, UNASSIGNED, VAL, ImageDataset
 from utils_.datasets.cache.facts import same_pixels, some
 from utils_.datasets.copies import FINE, judge_copies
 from utils_.datasets.medmnist import SETS
+from utils_.site_names import SiteNames
 
 if TYPE_CHECKING:
     import pandas as pd
 
+NO_NAMES = SiteNames()
 NAMES = (*PART_NAMES, "unassigned")
 # Images of the official release in train, val, test, and those assigned to no part.
 OFFICIAL = {
@@ -71,12 +73,15 @@ def label_table(dataset: ImageDataset) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def client_prevalence(dataset: ImageDataset, client: np.ndarray) -> pd.DataFrame:
+def client_prevalence(
+    dataset: ImageDataset, client: np.ndarray, names: SiteNames = NO_NAMES
+) -> pd.DataFrame:
     """One row a class, one column a client: the share of positives among annotated cells.
 
     Args:
         dataset: N images.
         client: (N,) int, -1 where an image belongs to none.
+        names: what the clients are called.
     """
     import pandas as pd
 
@@ -85,7 +90,7 @@ def client_prevalence(dataset: ImageDataset, client: np.ndarray) -> pd.DataFrame
         labels = dataset.labels[client == number]
         known = (~np.isnan(labels)).sum(axis=0)
         with np.errstate(invalid="ignore"):
-            table[f"client {number}"] = (labels == 1).sum(axis=0) / known
+            table[names.called(number)] = (labels == 1).sum(axis=0) / known
     return pd.DataFrame(table)
 
 

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from utils_.datasets.folder import ImageFolder, refuse_repeats
-from utils_.datasets.listing import name_sites, number_groups
-from utils_.datasets.tables import read_csv
-from utils_.errors import UserError
+from utils_.datasets.folder import ImageFolder
+from utils_.datasets.ids import name_sites, number_groups
+from utils_.datasets.tables import CsvTable, plain, read_csv, shown
+from utils_.errors import UserError, nearest
 
 logger = logging.getLogger("fednml")
+GROUPED = ("csv", "mured", "odir", "ich")  # the data sets that have such a file
+PATIENT, SITE = "patient_id", "site"
+# What else these columns are called. They are not guessed, but named where a column is absent.
+OTHER_NAMES = {
+    PATIENT: ("patient", "subject", "subjectid", "pid", "mrn", "casenumber", "person", "lesionid"),
+    SITE: ("siteid", "sitename", "center", "centre", "hospital", "institution", "clinic"),
+}
 
 
 def read_groups(
@@ -21,8 +28,10 @@ def read_groups(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return the patient number and the site of each file; None without the file or column.
 
+    Ids are unique within a site: the same ``patient_id`` at two sites is two patients.
+
     Args:
-        path: a ``groups.csv``: file name, ``patient_id`` and perhaps ``site``.
+        path: a ``groups.csv``: file name, ``patient_id``, ``site``, or one of the two.
         folder: where the files lie.
         files: N paths below it.
 
@@ -32,9 +41,12 @@ def read_groups(
     if not path.exists():
         return None, None
     table = read_csv(path)
-    patients = table.column("patient_id")
+    patients, sites = _column(table, PATIENT), _column(table, SITE)
+    if patients is None and sites is None:
+        hint = nearest(PATIENT, table.header)
+        raise UserError(f"{path}: no column '{PATIENT}' or '{SITE}'; {hint}")
     listed = folder.place(table.names)
-    refuse_repeats([table], listed)
+    _refuse_contradictions(table, listed, [column for column in (patients, sites) if column])
     row_of = {file: row for row, file in enumerate(listed)}
     if not any(file in row_of for file in files):
         raise UserError(f"{path}: names none of the images of the label files; use the same names")
@@ -42,9 +54,41 @@ def read_groups(
     def pick(cells: Sequence[str]) -> list[str]:
         return [cells[row_of[file]] if file in row_of else "" for file in files]
 
-    groups = number_groups(pick(patients), what="patient_id")
-    sites = name_sites(pick(table.column("site"))) if "site" in table.header else None
-    return groups, sites
+    places = None if sites is None else name_sites(pick(sites))
+    if patients is None:
+        logger.warning("%s: no column '%s': the split may part one patient's images", path, PATIENT)
+        return None, places
+    return number_groups(pick(patients), what=PATIENT, sites=places), places
+
+
+def _column(table: CsvTable, name: str) -> list[str] | None:
+    """The cells of a column, whatever the case of its name; None where nothing is like it."""
+    found = [column for column in table.header[1:] if plain(column) == plain(name)]
+    if len(found) > 1:
+        raise UserError(f"{table.path}: {shown(found[0])} and {shown(found[1])}; keep one of them")
+    if found:
+        return table.column(found[0])
+    for column in table.header[1:]:
+        if plain(column) in OTHER_NAMES[name]:
+            raise UserError(
+                f"{table.path}: column {shown(column)} is not read; call it '{name}' if that is "
+                "what it holds, else leave it out"
+            )
+    return None
+
+
+def _refuse_contradictions(
+    table: CsvTable, files: Sequence[str], columns: Sequence[Sequence[str]]
+) -> None:
+    """Check that rows of one image agree; label files with several rows an image make such."""
+    first: dict[str, int] = {}
+    for row, file in enumerate(files):
+        before = first.setdefault(file, row)
+        if any(cells[before] != cells[row] for cells in columns):
+            raise UserError(
+                f"{table.path}, line {table.lines[row]}: image {shown(file)} has another patient "
+                f"or site than in line {table.lines[before]}; make the two rows agree"
+            )
 
 
 def report_straddling(data_dir: Path, groups: np.ndarray, part: np.ndarray) -> None:

@@ -8,12 +8,11 @@ import numpy as np
 
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
+from utils_.datasets.ids import name_sites, number_groups
 from utils_.datasets.listing import (
     DataOptions,
     Listing,
     absent,
-    name_sites,
-    number_groups,
     open_listing,
     preparing,
 )
@@ -50,8 +49,8 @@ def read_ham10000(data_dir: Path) -> Listing:
             expected=f"{TABLES[0]} and images/*.jpg (or HAM10000_images_part_1/ and _2/)",
             source=preparing("ham10000", data_dir),
         )
-    table = read_csv(path)
-    names = table.column("image_id")
+    table = read_csv(path).led_by("image_id")
+    names = table.names
     files = images.place(names)
     refuse_repeats([table], files)
     sites = name_sites(table.column("dataset")) if "dataset" in table.header else None

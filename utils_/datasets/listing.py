@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,11 @@ from utils_.datasets.base import UNASSIGNED, VAL, ImageDataset
 from utils_.datasets.cache.facts import Facts
 from utils_.datasets.cache.images import ImageRequest, load_images
 from utils_.datasets.copies import settle_copies
+from utils_.datasets.groups import GROUPED
+from utils_.datasets.label_forms import LabelForm
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
-UNKNOWN_SITE = "unknown"
-GROUPED = ("csv", "odir", "mured", "ich")  # these read groups.csv
 GROUPS_HELP = "; write image,patient_id into groups.csv"
 
 
@@ -41,6 +41,9 @@ class DataOptions:
         min_positives: leave out classes with fewer positives, see
             :func:`utils_.datasets.columns.choose_columns`.
         class_order: ``official`` or ``alphabetical``.
+        classes, ignore_columns, label_format, uncertain, combine: what ``csv`` reads, see
+            :class:`utils_.datasets.label_forms.LabelForm`; the first two choose among the classes
+            of every data set.
         workers: processes that decode images.
         quiet: no progress bar.
         labels_only: open no image and write nothing, for a dry run; images are then all 0 and
@@ -59,9 +62,19 @@ class DataOptions:
     test_images: int
     min_positives: int
     class_order: str
+    classes: str | None
+    ignore_columns: str | None
+    label_format: str
+    uncertain: str | None
+    combine: str | None
     workers: int
     quiet: bool
     labels_only: bool
+
+    @property
+    def form(self) -> LabelForm:
+        """How the label files of ``csv`` are to be understood."""
+        return LabelForm(**{f.name: getattr(self, f.name) for f in fields(LabelForm)})
 
     def cache_in(self, data_dir: Path) -> Path:
         """Return where decoded images are kept, if the data lie in ``data_dir``."""
@@ -77,7 +90,7 @@ class Listing:
         folder: the folder of the images.
         names: N names as in the first column of the label files.
         files: N paths below ``folder``.
-        labels, classes, part, groups, sites: as in ImageDataset.
+        labels, classes, part, groups, sites, uncertain: as in ImageDataset.
     """
 
     data_dir: Path
@@ -89,6 +102,7 @@ class Listing:
     part: np.ndarray
     groups: np.ndarray | None
     sites: np.ndarray | None
+    uncertain: np.ndarray | None = None
 
 
 def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageDataset:
@@ -128,6 +142,7 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
         groups=None if listing.groups is None else listing.groups[rows],
         sites=None if listing.sites is None else listing.sites[rows],
         image_key=key,
+        uncertain=None if listing.uncertain is None else listing.uncertain[rows],
     )
     report_unknown_patients(dataset)
     return settle_copies(dataset, facts.copies, allow=options.allow_duplicates)
@@ -151,35 +166,6 @@ def report_empty_classes(name: str, classes: Sequence[str], labels: np.ndarray) 
     ]
     if empty:
         logger.warning("%s: no image shows %s; left out of the metrics", name, ", ".join(empty))
-
-
-def number_groups(ids: Sequence[str], *, what: str) -> np.ndarray:
-    """Return (N,) int64: equal ids share a number, each blank id gets one of its own (logged).
-
-    Args:
-        ids: one text per image.
-        what: what an id is called in the log, e.g. ``patient_id``.
-    """
-    names = np.array(ids, dtype=str)
-    _, numbers = np.unique(names, return_inverse=True)
-    numbers = numbers.astype(np.int64)
-    blank = np.flatnonzero(names == "")
-    if len(blank):
-        logger.warning(
-            "%d of %d images have no %s: each counts as one of its own", len(blank), len(ids), what
-        )
-        numbers[blank] = numbers.max() + 1 + np.arange(len(blank))
-    return numbers
-
-
-def name_sites(ids: Sequence[str]) -> np.ndarray:
-    """Return (N,) str, the site of each image; all blank ones (logged) are the site 'unknown'."""
-    sites = np.array(ids, dtype=str)
-    blank = sites == ""
-    if blank.any():
-        logger.warning("%d of %d images have no site: they form one", blank.sum(), len(ids))
-        sites = np.where(blank, UNKNOWN_SITE, sites)
-    return sites
 
 
 class AbsentData(UserError):

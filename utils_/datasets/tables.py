@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from utils_.datasets.text_files import Records, read_records
 from utils_.errors import UserError, nearest
 
+logger = logging.getLogger("fednml")
 LABEL = re.compile(r"[01](\.0*)?")
 
 
@@ -23,7 +25,7 @@ class CsvTable:
     Attributes:
         path: the file.
         header: the column names, without duplicates.
-        rows: the cells, each row as long as the header; the first cell is never blank.
+        rows: the cells, each row as long as the header.
         lines: the line in the file (from 1) on which each row ends.
     """
 
@@ -34,8 +36,34 @@ class CsvTable:
 
     @property
     def names(self) -> list[str]:
-        """The first column: file names."""
-        return [row[0] for row in self.rows]
+        """The first column: file names.
+
+        Raises:
+            UserError: one is blank.
+        """
+        names = [row[0] for row in self.rows]
+        if "" in names:
+            line, what = self.lines[names.index("")], shown(self.header[0])
+            where = "the first column" if what == "''" else f"column {what}"
+            raise UserError(f"{self.path}, line {line}: no file name in {where}")
+        return names
+
+    def led_by(self, name: str) -> CsvTable:
+        """Return the table with one column, that of the file names, moved to the front.
+
+        A first column without name is called as pandas does, ``Unnamed: 0``, and moves back.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        self.column(name)
+        place = self.header.index(name)
+        if place == 0:
+            return self
+        header = (self.header[0] or "Unnamed: 0", *self.header[1:])
+        order = [place, *(other for other in range(len(header)) if other != place)]
+        rows = [[row[at] for at in order] for row in self.rows]
+        return CsvTable(self.path, tuple(header[at] for at in order), rows, self.lines)
 
     def column(self, name: str) -> list[str]:
         """Return the cells of one column.
@@ -50,29 +78,44 @@ class CsvTable:
 
 
 def read_csv(path: Path) -> CsvTable:
-    """Read a CSV file: UTF-8 with or without BOM, any line ends, blank rows skipped.
+    """Read a table; blank rows are skipped. What is unusual in the file is logged.
 
     Raises:
-        UserError: absent, unreadable, not UTF-8, empty, only a header, a row longer or shorter than
-            the header, a column without name or named twice, a row without file name.
+        UserError: see :func:`utils_.datasets.text_files.read_records`; or empty, only a header, a
+            row longer or shorter than the header, a column without name or named twice.
     """
-    records = _records(path, _text(path))
-    if not records:
+    text = read_records(path)
+    if not text.records:
         raise UserError(f"{path}: the file is empty; expected a header and a row per image")
-    records = _without_empty_end(records)
+    records = _without_empty_end(text.records)
     header = _header(path, records[0][1])
     if len(records) == 1:
         raise UserError(f"{path}: only a header and no row; expected a row per image")
-    for line, row in records[1:]:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}, line {line}: {len(row)} cells where the header has {len(header)}; "
-                "give every row one cell per column"
-            )
-        if not row[0]:
-            raise UserError(f"{path}, line {line}: no file name in the first column")
+    _check_widths(path, len(header), records[1:])
+    if text.notes:
+        logger.info("%s: read as a table %s", path, ", ".join(text.notes))
     lines, rows = (list(part) for part in zip(*records[1:], strict=True))
     return CsvTable(path, header, rows, lines)
+
+
+def _check_widths(path: Path, width: int, records: Records) -> None:
+    if len(records) > 1 and all(len(row) == width + 1 for _, row in records):
+        raise UserError(
+            f"{path}: every row has one cell more than the header; if R wrote the file, write it "
+            "with row.names = FALSE, else name all columns"
+        )
+    for line, row in records:
+        if len(row) != width:
+            raise UserError(
+                f"{path}, line {line}: {len(row)} cells where the header has {width}; "
+                "give every row one cell per column"
+            )
+
+
+def plain(name: str) -> str:
+    """A column's name without case, accents' spelling, spaces and marks: 'Patient ID' as given by
+    another program is ``patient_id``."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def parse_labels(table: CsvTable, columns: Sequence[str]) -> np.ndarray:
@@ -110,36 +153,7 @@ def _label(text: str) -> float:
     return float(text) if LABEL.fullmatch(text) else np.inf
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8 text; "
-            "save the file as 'CSV UTF-8'"
-        ) from error
-
-
-def _records(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """Split into (line number, stripped cells), rows of nothing but blanks left out."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    records = []
-    try:
-        for row in reader:
-            cells = list(map(str.strip, row))
-            if any(cells):
-                records.append((reader.line_num, cells))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
-    return records
-
-
-def _without_empty_end(records: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+def _without_empty_end(records: Records) -> Records:
     """Drop a last column without name or any cell: a comma that ends every line."""
     width = len(records[0][1])
     if width < 2 or any(len(row) != width or row[-1] for _, row in records):
@@ -148,8 +162,12 @@ def _without_empty_end(records: list[tuple[int, list[str]]]) -> list[tuple[int, 
 
 
 def _header(path: Path, header: list[str]) -> tuple[str, ...]:
-    if len(header) == 1 and (mark := next((m for m in ";\t|" if m in header[0]), None)):
-        raise UserError(f"{path}: columns are separated by {mark!r}; save it with commas instead")
+    if len(header) > 1 and len(set(header)) < len(header) and not any(map(_name_like, header[1:])):
+        first = ", ".join(header[:4])
+        raise UserError(
+            f"{path}, line 1: {shown(first)} looks like data, not like the names of columns; "
+            "add a line of names above it, such as image,class1,class2"
+        )
     for place, name in enumerate(header, start=1):
         if place > 1 and not name:
             raise UserError(f"{path}, line 1: column {place} has no name")
@@ -159,3 +177,8 @@ def _header(path: Path, header: list[str]) -> tuple[str, ...]:
     if twice:
         raise UserError(f"{path}, line 1: column {shown(twice[0])} appears more than once")
     return tuple(header)
+
+
+def _name_like(text: str) -> bool:
+    """Whether a cell of the first line may be a column's name: no number, and not blank."""
+    return bool(text) and re.fullmatch(r"[-+]?[\d.,]+|true|false|nan|na", text.lower()) is None

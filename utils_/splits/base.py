@@ -9,6 +9,7 @@ import numpy as np
 
 from utils_.errors import UserError
 
+FAR = 0.5  # from the images that were asked for, in shares of them, is worth a warning
 MIN_IMAGES = 10  # of a client under a skewed split, as NIID-bench (Li et al., ICDE 2022)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.errors import UserError
 from utils_.rng import derive
-from utils_.splits.base import dense
+from utils_.splits.base import FAR, dense
 
 logger = logging.getLogger("fednml")
 
@@ -106,4 +106,16 @@ def _cut(
     chosen = np.zeros(len(total), dtype=bool)
     chosen[order[:taken]] = True
     rows: np.ndarray = source & chosen[groups]
+    _report_share(int(rows.sum()), int(source.sum()), share=share, option=option)
     return rows
+
+
+def _report_share(images: int, total: int, *, share: float, option: str) -> None:
+    """Log a part that is far from what was asked for: large groups cannot be cut."""
+    asked = share * total
+    if abs(images - asked) > max(1, FAR * asked):
+        logger.warning(
+            "%s %s: the %s part has %d of %d images (%.0f %%), since images of one patient stay "
+            "together",
+            *(option, share, option.split("-")[2], images, total, 100 * images / total),
+        )

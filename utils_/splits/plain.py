@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import heapq
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from utils_.errors import UserError
 from utils_.rng import derive
 from utils_.splits.base import (
+    FAR,
     Deal,
     TrainingGroups,
     cut_by_shares,
@@ -40,7 +42,19 @@ def iid(groups: TrainingGroups, deal: Deal) -> np.ndarray:
         dealt.append(client)
     of_group = np.empty(len(order), dtype=np.int64)
     of_group[order] = dealt
+    loads_by_client = np.bincount(of_group, weights=groups.sizes, minlength=deal.clients)
+    _report_uneven(loads_by_client.astype(np.int64))
     return of_group
+
+
+def _report_uneven(images: np.ndarray) -> None:
+    """Log clients far from an equal share: a patient with many images cannot be dealt out."""
+    equal = images.sum() / len(images)
+    far = np.flatnonzero(np.abs(images - equal) > max(1, FAR * equal))
+    if len(far):
+        told = some([f"client {client} {images[client]}" for client in far.tolist()])
+        text = "--split iid: images of one patient stay together, so shares are uneven: %s of %d"
+        logger.warning(text, told, images.sum())
 
 
 def quantity(groups: TrainingGroups, deal: Deal) -> np.ndarray:
@@ -79,6 +93,21 @@ def site(groups: TrainingGroups, deal: Deal) -> np.ndarray:
     if groups.sites is None:
         known = "iid or dirichlet"
         raise UserError(f"--split site needs sites, which this dataset lacks; use --split {known}")
+    names, of_group = sites_of_groups(groups)
+    if len(names) != deal.clients:
+        raise UserError(
+            f"--split site makes one client a site and the training images have {len(names)} "
+            f"({some(names)}), not {deal.clients}; use --clients {len(names)}"
+        )
+    return of_group
+
+
+def sites_of_groups(groups: TrainingGroups) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the names of the sites, in alphabetical order, and (G,) the site of each group.
+
+    A site whose training images all belong to groups of other sites is left out.
+    """
+    assert groups.sites is not None
     names, index = np.unique(groups.sites, return_inverse=True)
     pairs = groups.index * len(names) + index.reshape(-1)
     counts = np.bincount(pairs, minlength=len(groups.sizes) * len(names)).reshape(-1, len(names))
@@ -88,10 +117,9 @@ def site(groups: TrainingGroups, deal: Deal) -> np.ndarray:
             "%d patients or lesions with several sites go to the one with most images", several
         )
     found, of_group = np.unique(counts.argmax(axis=1), return_inverse=True)
-    if len(found) != deal.clients:
-        listed = ", ".join(str(name) for name in names[found][:8]) + ", ..." * (len(found) > 8)
-        raise UserError(
-            f"--split site makes one client a site and the training images have {len(found)} "
-            f"({listed}), not {deal.clients}; use --clients {len(found)}"
-        )
-    return of_group.reshape(-1)
+    return tuple(str(name) for name in names[found]), of_group.reshape(-1)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:8]) + ", ..." * (len(names) > 8)

@@ -1,0 +1,78 @@
+"""Which column of a label file names the images, and whether the file has a header at all."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from utils_.datasets.cache.image_files import SUFFIXES
+from utils_.datasets.folder import ImageFolder
+from utils_.datasets.tables import CsvTable, plain, shown
+from utils_.errors import UserError
+
+logger = logging.getLogger("fednml")
+LOOKED_AT = 200  # rows are enough to tell
+NUMBER = re.compile(r"[-+]?\d+([.,]\d*)?|nan|na|true|false|", re.IGNORECASE)
+_IMAGE_COLUMNS = """
+    image images img imageid imageindex imagename imagefile imagefilename imagepath filename file
+    filepath path idcode isicid dicomid fundus scan photo
+"""
+IMAGE_COLUMNS = frozenset(_IMAGE_COLUMNS.split())
+
+
+def lead_by_images(table: CsvTable, folder: ImageFolder) -> CsvTable:
+    """Return the table with the column of image names in front, judged by the files there are.
+
+    The first column is that column, unless few of its cells name an image and another's do, or
+    unless it has no name and another is called ``image`` or the like.
+
+    Raises:
+        UserError: the first line is data.
+    """
+    _refuse_data_as_header(table, folder)
+    share = {name: _share_of_files(table.column(name), folder) for name in table.header}
+    first = table.header[0]
+    best = max(share, key=lambda name: share[name])  # the first of several
+    if share[first] < 0.5 and share[best] > share[first]:
+        return _led_by(table, best)
+    named = [name for name in table.header if plain(name) in IMAGE_COLUMNS]
+    unnamed = not first or plain(first).startswith("unnamed")
+    if unnamed and len(named) == 1 and share[first] <= share[named[0]]:
+        return _led_by(table, named[0])
+    return table
+
+
+def _led_by(table: CsvTable, name: str) -> CsvTable:
+    logger.info("%s: column '%s' names the images", table.path, name)
+    return table.led_by(name)
+
+
+def _share_of_files(cells: Sequence[str], folder: ImageFolder) -> float:
+    """The share of the first cells that name an image file; 0 where all are a few values."""
+    some = cells[:LOOKED_AT]
+    if len(set(some)) < min(3, len(some)):
+        return 0.0
+    return sum(_is_image(name, folder) for name in some) / len(some)
+
+
+def _refuse_data_as_header(table: CsvTable, folder: ImageFolder) -> None:
+    """Check that the first line holds names of columns."""
+    first, others = table.header[0], table.header[1:]
+    suffixed = first.lower().endswith(tuple(SUFFIXES))
+    repeated = all(
+        NUMBER.fullmatch(name) or name in set(table.column(name)[:LOOKED_AT]) for name in others
+    )
+    if suffixed or (others and repeated and _is_image(first, folder)):
+        line = ", ".join(table.header[:4])
+        raise UserError(
+            f"{table.path}, line 1: {shown(line)} looks like data, not like the names of columns; "
+            "add a line of names above it, such as image,class1,class2"
+        )
+
+
+def _is_image(name: str, folder: ImageFolder) -> bool:
+    try:
+        return bool(name) and folder.find(name) is not None
+    except UserError:  # it fits several files, or leads out of the folder
+        return True
