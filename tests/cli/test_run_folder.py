@@ -243,7 +243,7 @@ def test_a_sweep_runs_anew_what_has_other_labels(data: Path, capfd: pytest.Captu
     OTHER_LABELS["a training label"](data)
     assert folder_of(data) == folder
     repaint(data)
-    with pytest.raises(UserError, match="its images have changed since; move it away"):
+    with pytest.raises(UserError, match="the images have changed since; move such folders away"):
         folder_of(data)
     folder.rename(data.parent / "moved")  # as advised
     assert folder_of(data) == folder
