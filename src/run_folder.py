@@ -123,10 +123,10 @@ def answer(folder: Path, config: Config, present: Mapping[str, str]) -> str:
 
 def _first_other(folder: Path, config: Config) -> str:
     """The first setting in which the run there differs."""
-    there = settings_of(folder)
+    there = asdict(Config()) | settings_of(folder)  # an earlier version lacks the newer settings
     for name, value in asdict(config).items():
-        if OPTIONS[name].metadata["result"] and there.get(name) != value:
-            return f"{flag(name)} {there.get(name)} instead of {value}"
+        if OPTIONS[name].metadata["result"] and there[name] != value:
+            return f"{flag(name)} {there[name]} instead of {value}"
     return "other settings"
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from scripts.run_folders import plan
-from src.config import resolve
+from src.config import OPTIONS, resolve
 from utils_.errors import UserError
 
 Change = Callable[[Path], object]
@@ -150,6 +150,20 @@ def test_synthetic_runs_keep_their_names() -> None:
     assert resolve(given).run_name() == "synthetic-fedavg-noise0.2-missing0.5-seed3-5e13903b33"
 
 
+@pytest.mark.parametrize("name", ["min_positives", "split_file", "loss_param"])
+def test_the_default_of_a_later_setting_leaves_the_hash(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the setting had been added now."""
+    rules = OPTIONS[name].metadata
+    before = resolve({}).canonical_hash()
+    monkeypatch.setattr(OPTIONS[name], "metadata", {**rules, "later": True})
+    added = resolve({}).canonical_hash()
+    assert added != before  # here it did count before
+    monkeypatch.setattr(OPTIONS[name], "metadata", {**rules, "result": False})
+    assert added == resolve({}).canonical_hash()  # as if there were no such setting
+
+
 # ---- a finished command, repeated
 
 
@@ -233,6 +247,7 @@ def test_a_resume_takes_the_same_settings_again(data: Path, capfd: pytest.Captur
 
 
 def test_a_sweep_runs_anew_what_has_other_labels(data: Path, capfd: pytest.CaptureFixture) -> None:
+    assert f"runs/{folder_of(data).name}\n" in main([*options(data), "--dry-run"], capfd)[1]
     assert main(options(data), capfd)[0] == 0
     folder = folder_of(data)
     assert (folder / "DONE").exists()
