@@ -207,7 +207,11 @@ def draw_sheet(dataset: ImageDataset, config: Config, path: Path) -> None:
             paths, image_size=TILE, fit=config.fit, pixel_range=config.pixel_range
         )
     shown = replace(dataset, images=images, labels=dataset.labels[rows])
-    draw(shown, range(len(rows)), columns=COLUMNS, path=path)
+    try:
+        draw(shown, range(len(rows)), columns=COLUMNS, path=path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--sheet {path}: {reason}; name another place for the picture") from error
     print(f"contact sheet: {path}")
 
 

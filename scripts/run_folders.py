@@ -8,6 +8,7 @@ folder's name has a digest of label files and weights in it, so that a run of ot
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ COLUMNS = {"method": "METHODS", "noise": "NOISE", "missing": "MISSING", "seed": 
 
 def main(options: Sequence[str] | None = None) -> int:
     """Print the grid with its folders; return 0, or 2 with one line on stderr."""
+    logging.disable(logging.WARNING)  # what the label files give rise to is said by each run
     try:
         grid = [line.split() for line in sys.stdin.read().splitlines()]
         lines = plan(grid, sys.argv[1:] if options is None else options)
@@ -90,9 +92,12 @@ def _check_finished(
     if not finished or configs[0].dataset == "synthetic":
         return
     present = present_inputs(configs[0], inputs, quiet=True)
-    for folder in finished:
-        if IMAGES in changes(folder, present):
-            raise UserError(f"{folder}: its images have changed since; move it away to run it anew")
+    stale = sorted(folder for folder in finished if IMAGES in changes(folder, present))
+    if stale:
+        more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+        raise UserError(
+            f"{stale[0]}{more}: the images have changed since; move such folders away to run anew"
+        )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 #       bash scripts/sweep.sh --dataset isic --rounds 20
 #
 # All arguments go to src/main_fednml.py. What is not given keeps the program's (or the preset's)
-# value. Finished runs are skipped, unfinished ones resumed; after a failed one the sweep goes on,
-# names it at the end and exits with 1. Ctrl-C ends it resumably with 130.
+# value. Finished runs are skipped, unfinished ones resumed; runs of other labels or weights than
+# those there now are not taken for finished. After a failed run the sweep goes on, names it at the
+# end and exits with 1. Ctrl-C ends it resumably with 130.
 #
 #   METHODS NOISE MISSING SEEDS   values of the grid, separated by spaces
 #   JOBS=2                        runs side by side (default 1)

@@ -128,7 +128,7 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[s
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         hint = nearest(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else ""
-        hint = hint or "options start with --, see --help"
+        hint = hint or f"options start with --, {_option_of(unknown[0])}"
         raise UserError(f"{unknown[0]}: unknown option; {hint}")
     table = vars(known)
     names: tuple[str, ...] = ("resume", "dry_run", "list", "quiet")
@@ -145,6 +145,15 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[s
         if isinstance(settings.get(name), dict):
             table[name] = settings[name] | table[name]
     return settings | table, commands
+
+
+def _option_of(word: str) -> str:
+    """The option that was perhaps left out before a name."""
+    for name in ("dataset", "method", "model"):
+        choices = OPTIONS[name].metadata["choices"]()
+        if (found := as_known(word, choices)) in choices:
+            return f"did you mean {flag(name)} {found}?"
+    return "see --help"
 
 
 def _key_value(text: str, flag: str) -> tuple[str, Any]:

@@ -265,7 +265,8 @@ class Config:
 
     def _counts(self, option_field: Field[Any]) -> bool:
         rules = option_field.metadata
-        as_before = rules["later"] and getattr(self, option_field.name) == option_field.default
+        default = rules["parse"]() if rules["parse"] is dict else option_field.default
+        as_before = rules["later"] and getattr(self, option_field.name) == default
         return bool(rules["result"] and not as_before)
 
     def run_name(self, inputs: Mapping[str, str] | None = None) -> str:

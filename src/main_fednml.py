@@ -48,6 +48,8 @@ def run(arguments: Sequence[str]) -> str:
     if "list" in commands:
         return listing(commands["list"])
     if commands.get("dry_run"):
+        if "resume" in commands:
+            raise UserError("--dry-run: tells of a new run; leave out --dry-run or --resume")
         return job.show(settings)
     if "resume" in commands:
         return job.resume(Path(commands["resume"]), settings, quiet=quiet)

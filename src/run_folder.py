@@ -17,7 +17,8 @@ from utils_.datasets.digest import labels_digest
 from utils_.errors import UserError
 from utils_.files import file_digest
 
-SETTINGS, IMAGES, SCENARIO = "settings", "images", "splits, noise and masks"
+SETTINGS, IMAGES, SCENARIO = "settings", "images", "scenario"
+SPOKEN = {SETTINGS: "settings (config.yaml)", SCENARIO: "data, split, noise or masks"}
 
 
 def file_inputs(config: Config, listed: ImageDataset | None) -> dict[str, str]:
@@ -57,17 +58,28 @@ def made_from(
 def changes(folder: Path, present: Mapping[str, str]) -> list[str]:
     """Names of what the run in ``folder`` was made from otherwise than ``present`` says.
 
+    What the run has not noted counts as changed, unless the scenario, which covers labels and
+    images, is compared: runs of earlier versions have noted no more.
+
     Raises:
         UserError: the run does not say from what it was made.
     """
-    path = folder / "env.json"
+    recorded = _recorded(folder / "env.json")
+    judged = recorded if SCENARIO in present else present
+    return [name for name in present if name in judged and recorded.get(name) != present[name]]
+
+
+def _recorded(path: Path) -> dict[str, str]:
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))["made_from"]
-        return [name for name, digest in present.items() if recorded.get(name) != digest]
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if "made_from" in table:
+            return dict(table["made_from"])
+        settings, _, scenario = table["identity"].partition("-")  # of an earlier version
+        return {SETTINGS: settings, SCENARIO: scenario}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: absent, damaged or of an earlier version, so that nobody knows from what "
-            "the run was made; start anew under another --name"
+            f"{path}: absent or damaged, so that nobody knows from what the run was made; start "
+            "anew under another --name"
         ) from error
 
 
@@ -113,7 +125,7 @@ def answer(folder: Path, config: Config, present: Mapping[str, str]) -> str:
         )
     if changed:
         raise UserError(
-            f"{folder}: the {' and '.join(changed)} have changed since this run began; choose "
+            f"{folder}: the {' and '.join(changed)} are not those of this run; choose "
             "another --name to run with what is there now"
         )
     if not (folder / "DONE").exists():
@@ -123,10 +135,10 @@ def answer(folder: Path, config: Config, present: Mapping[str, str]) -> str:
 
 def _first_other(folder: Path, config: Config) -> str:
     """The first setting in which the run there differs."""
-    there = settings_of(folder)
+    there = asdict(Config()) | settings_of(folder)  # an earlier version lacks the newer settings
     for name, value in asdict(config).items():
-        if OPTIONS[name].metadata["result"] and there.get(name) != value:
-            return f"{flag(name)} {there.get(name)} instead of {value}"
+        if OPTIONS[name].metadata["result"] and there[name] != value:
+            return f"{flag(name)} {there[name]} instead of {value}"
     return "other settings"
 
 
@@ -139,7 +151,7 @@ def refuse_changed(folder: Path, present: Mapping[str, str]) -> None:
     changed = changes(folder, present)
     if changed:
         causes = [name for name in changed if name != SCENARIO] or changed
-        names = [{SETTINGS: "settings (config.yaml)"}.get(name, name) for name in causes]
+        names = [SPOKEN.get(name, name) for name in causes]
         raise UserError(
             f"--resume {folder}: the {' and '.join(names)} are not those the run began with; "
             "restore them, or start anew under another --name"

@@ -44,7 +44,8 @@ SKIP = "--skip-bad-images"
 OPTIONS = [
     row("unknown option", options("--rouns", "3"), "--rouns", "did you mean '--rounds'?"),
     row("abbreviated option", options("--round", "3"), "--round", "did you mean '--rounds'?"),
-    row("stray word", options("isic"), "isic", "options start with --"),
+    row("stray word", options("all"), "all", "options start with --", "--help"),
+    row("stray name", options("ISIC"), "ISIC", "did you mean --dataset isic?"),
     row("missing value", options("--rounds"), "--rounds", "expected one argument", "--help"),
     row("value for a switch", options("--quiet=3"), "--quiet", "'3'", "--help"),
     row("word for a number", options("--rounds", "ten"), "--rounds ten", "whole number"),
@@ -287,6 +288,7 @@ FOLDERS = [
 ]
 
 RESUME = [
+    row("dry run of a resume", resume(unchanged, "--dry-run"), "--dry-run", "or --resume"),
     row("nothing to resume", options("--resume", "gone"), "--resume gone", "config.yaml"),
     row(
         "fixed option",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 
+from scripts import check_data
 from src import job
 from src.config import OPTIONS, resolve
 from src.methods import method_class, method_names
@@ -355,6 +356,20 @@ def test_a_diverged_run_is_not_said_to_go_on() -> None:
     assert attacked.endswith("start a new run with fewer --attackers")
     other = job._remedy(ValueError("x"), folder, resolve({}))
     assert "once the cause is mended, --resume save/runs/x goes on" in other
+
+
+def test_the_doctor_s_picture_goes_elsewhere(
+    csv_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """In a folder that cannot be written it said "[Errno 13] Permission denied"."""
+    (tmp_path / "file").write_text("in the way")
+    words = ["csv", "--data-dir", str(csv_data), "--image-size", "16", "--cache-dir", str(tmp_path)]
+    sheet = tmp_path / "file" / "sheet.png"
+    assert check_data.main([*words, "--sheet", str(sheet)]) == 2
+    said = capfd.readouterr().err
+    assert f"--sheet {sheet}: " in said and "name another place" in said
+    assert check_data.main([*words, "--sheet", str(tmp_path / "sheet.png")]) in (0, 1)
+    assert (tmp_path / "sheet.png").exists()
 
 
 def test_no_run_yet(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ DRY = [line for line in MAIN if not re.search("--resume|--list|--dry-run|--datas
 
 def test_every_command_is_covered() -> None:
     kinds = ("main_fednml.py", "quickstart.sh", "test.sh", "sweep.sh", "table.py", "tensorboard")
-    kinds += ("benchmark.py", "attacks.sh", "attack_table.py")
+    kinds += ("benchmark.py", "attacks.sh", "attack_table.py", "check_data.py")
     unknown = [line for line in README + RESULTS if not any(kind in line for kind in kinds)]
     assert not unknown
     assert len(DRY) >= 3
@@ -100,10 +100,12 @@ def test_isic_resolves(line: str, tmp_path: Path) -> None:
 
 
 def test_own_data_are_explained_where_absent(tmp_path: Path) -> None:
-    (line,) = [line for line in MAIN if "--dataset csv" in line]
-    done = run(main_command(line), tmp_path)
-    assert done.returncode == 2
-    assert "my_data" in done.stderr
+    lines = [line for line in README if "--data-dir my_data" in line]
+    assert ["check_data.py" in line for line in lines] == [True, False]  # the doctor comes first
+    for line in lines:
+        done = run(main_command(line), tmp_path)
+        assert done.returncode == 2
+        assert "my_data" in done.stderr and "data/README.md" in done.stderr
 
 
 def test_train_resume_and_table(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from scripts.run_folders import plan
-from src.config import resolve
+from src.config import OPTIONS, resolve
 from utils_.errors import UserError
 
 Change = Callable[[Path], object]
@@ -150,6 +150,20 @@ def test_synthetic_runs_keep_their_names() -> None:
     assert resolve(given).run_name() == "synthetic-fedavg-noise0.2-missing0.5-seed3-5e13903b33"
 
 
+@pytest.mark.parametrize("name", ["min_positives", "split_file", "loss_param"])
+def test_the_default_of_a_later_setting_leaves_the_hash(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the setting had been added now."""
+    rules = OPTIONS[name].metadata
+    before = resolve({}).canonical_hash()
+    monkeypatch.setattr(OPTIONS[name], "metadata", {**rules, "later": True})
+    added = resolve({}).canonical_hash()
+    assert added != before  # here it did count before
+    monkeypatch.setattr(OPTIONS[name], "metadata", {**rules, "result": False})
+    assert added == resolve({}).canonical_hash()  # as if there were no such setting
+
+
 # ---- a finished command, repeated
 
 
@@ -181,8 +195,8 @@ def repaint(data: Path) -> None:
 
 
 CHANGED: dict[str, tuple[Change, str]] = {
-    "labels": (OTHER_LABELS["a training label"], "the labels have changed"),
-    "images": (repaint, "the images have changed"),
+    "labels": (OTHER_LABELS["a training label"], "the labels are not those of this run"),
+    "images": (repaint, "the images are not those of this run"),
 }
 
 
@@ -215,6 +229,24 @@ def test_a_run_is_not_resumed_on_other_data(
     assert main(["--resume", str(folder), "--quiet"], capfd)[0] == 0
 
 
+def test_a_run_of_an_earlier_version(data: Path, capfd: pytest.CaptureFixture) -> None:
+    """It noted one digest of settings and one of the scenario: enough to go on, not to be shown."""
+    assert main(options(data, name="mine"), capfd)[0] == 0
+    folder = data.parent / "save" / "runs" / "mine"
+    table = json.loads((folder / "env.json").read_text())
+    made = table.pop("made_from")
+    table["identity"] = f"{made['settings']}-{made['scenario']}"
+    (folder / "env.json").write_text(json.dumps(table))
+    code, _, err = main(options(data, name="mine"), capfd)
+    assert code == 2 and "the labels and images are not those of this run" in err
+    (folder / "DONE").unlink()
+    OTHER_LABELS["a training label"](data)
+    code, _, err = main(["--resume", str(folder), "--quiet"], capfd)
+    assert code == 2 and "the data, split, noise or masks are not those" in err
+    OTHER_LABELS["a training label"](data)
+    assert main(["--resume", str(folder), "--quiet"], capfd)[0] == 0
+
+
 def test_a_resume_takes_the_same_settings_again(data: Path, capfd: pytest.CaptureFixture) -> None:
     """Who adds --resume to the command of the run has changed nothing."""
     command = options(data, name="mine")
@@ -233,17 +265,18 @@ def test_a_resume_takes_the_same_settings_again(data: Path, capfd: pytest.Captur
 
 
 def test_a_sweep_runs_anew_what_has_other_labels(data: Path, capfd: pytest.CaptureFixture) -> None:
+    assert f"runs/{folder_of(data).name}\n" in main([*options(data), "--dry-run"], capfd)[1]
     assert main(options(data), capfd)[0] == 0
     folder = folder_of(data)
     assert (folder / "DONE").exists()
     recorded = json.loads((folder / "env.json").read_text())["made_from"]
-    assert set(recorded) == {"settings", "labels", "images", "splits, noise and masks"}
+    assert set(recorded) == {"settings", "labels", "images", "scenario"}
     OTHER_LABELS["a training label"](data)
     assert not folder_of(data).exists()
     OTHER_LABELS["a training label"](data)
     assert folder_of(data) == folder
     repaint(data)
-    with pytest.raises(UserError, match="its images have changed since; move it away"):
+    with pytest.raises(UserError, match="the images have changed since; move such folders away"):
         folder_of(data)
     folder.rename(data.parent / "moved")  # as advised
     assert folder_of(data) == folder

@@ -274,7 +274,7 @@ def test_other_data_are_refused(
     try:
         changed = [table[0], [table[1][0], *(1 - int(v) for v in table[1][1:])], *table[2:]]
         write_table(data / "train_data.csv", changed)
-        assert "the data" in assert_refused(folder, capsys)
+        assert "the labels are not those" in assert_refused(folder, capsys)
     finally:
         write_table(data / "train_data.csv", table)
     assert resume(folder) == 0
@@ -290,6 +290,9 @@ def test_a_second_run_does_not_overwrite_the_first(
     data: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    assert call_main(command(data, whole.parents[1], name="whole", **FLAWS)) == 2
-    assert "--name" in capsys.readouterr().err
+    save = whole.parents[1]
+    assert call_main(command(data, save, name="whole", **FLAWS)) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert call_main(command(data, save, name="whole", **FLAWS | {"noise": 0.25})) == 2
+    assert "--noise 0.3 instead of 0.25; choose another --name" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
