@@ -94,6 +94,11 @@ TOGETHER = {
         ["https://x.org/set/a.png", "https://x.org/set/b.png"],
         ["a.png", "b.png"],
     ),
+    "paths and bare names": (
+        ["n/a.png", "b.png", "c.png"],
+        ["C:\\Export\\n\\a.png", "C:\\Export\\b.png", "c.png"],
+        ["n/a.png", "b.png", "c.png"],
+    ),
     "the first is missing": (["b.png", "c.png"], ["z/a.png", "z/b.png", "z/c.png"], None),
 }
 
