@@ -222,6 +222,7 @@ def test_colours_of_16_bits(tmp_path):
     full = png_of_16_bit_colours(ramp(0, 65535)[:, :, None].repeat(3, 2))
     assert np.abs(Folder(tmp_path / "full", full).grey()[0] - FULL_RAMP).max() <= 1
     dark = Folder(tmp_path / "dark", png_of_16_bit_colours(ramp(0, 4095)[:, :, None].repeat(3, 2)))
+    dark.load(pixel_range="full")  # its cache must not serve auto
     with pytest.raises(UserError, match="use less than an eighth of their range; scale them"):
         dark.load()
     as_advised = saved(ramp(0, 255, np.uint8)[:, :, None].repeat(3, 2), "PNG")
@@ -355,8 +356,11 @@ def test_padding_does_not_stretch_the_range(tmp_path, slices):
     assert grey[:4].max() == 0 and grey[-1] == 255
 
 
-def test_a_given_range_outranks_the_window(tmp_path, slices):
+def test_a_given_range_outranks_the_window(tmp_path, slices, caplog):
+    caplog.set_level(logging.INFO, logger="fednml")
     folder = dicom_folder(tmp_path, slices, SLICES["a CT window"][0])
+    folder.load()
+    assert "1 of 1 images are shown through the window" in caplog.text
     wide = folder.grey(pixel_range="-1024,3071")[0]
     assert np.abs(wide - FULL_RAMP).max() <= 1
 
