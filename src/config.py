@@ -113,7 +113,7 @@ class Config:
     train_images: int = option(1764, "training images of synthetic", low=40, high=1_000_000)
     test_images: int = option(444, "test images of synthetic", low=20, high=1_000_000)
     model: str = option("small", "backbone", choices=_names(*MODELS))
-    weights: str = option("none", "none, imagenet or a file")
+    weights: str = option("none", "none, imagenet or a file, of a run or of another program")
     image_size: int = option(64, "side of the square images in pixels", low=16, high=1024)
     fit: str = option("crop", "how an image becomes square", choices=_names("crop", "pad"))
     pixel_range: str = option(
