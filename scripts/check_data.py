@@ -140,7 +140,10 @@ def load(config: Config, *, quiet: bool) -> tuple[ImageDataset | None, list[Find
 @contextmanager
 def _notes() -> Iterator[list[str]]:
     """Collect what is logged meanwhile, but for what is said in a finding of its own."""
-    said = ("report_straddling", "report_empty_classes", "report_flat", "settle_copies", "_judge")
+    said = (
+        *("report_straddling", "report_empty_classes", "report_unknown_patients"),
+        *("report_flat", "settle_copies", "_judge"),
+    )
     notes: list[str] = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: (

@@ -124,7 +124,9 @@ class Config:
     test_images: int = option(444, "test images of synthetic", low=20, high=1_000_000)
     model: str = option("small", "backbone", choices=_names(*MODELS), group=MODEL)
     weights: str = option(
-        "none", "none, imagenet or a file", parse=lambda text: as_known(text, NAMED_WEIGHTS)
+        "none",
+        "none, imagenet or a file, of a run or of another program",
+        parse=lambda text: as_known(text, NAMED_WEIGHTS),
     )
     image_size: int = option(
         64, "side of the square images in pixels", low=16, high=1024, group=DATA

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,9 @@ def _classes_of_run(path: Path) -> tuple[str, ...] | None:
 
 def _read_torch(path: Path) -> SavedWeights:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # a warning about TorchScript would precede its refusal
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any reader's complaint means the same to the user
         raise _pickled(path, error) or _unreadable(path, error) from error
     table = content if isinstance(content, Mapping) else {}

@@ -55,14 +55,16 @@ class ImageFolder:
     def place(self, names: Sequence[str]) -> list[str]:
         """Return the file of every name; a missing one is given the name itself.
 
-        Where all names begin with the same folders, those need not exist here.
+        Where all names, or all absolute ones, begin with the same folders, those need not exist.
 
         Raises:
             UserError: see :meth:`find`.
         """
-        drop = self._needless_folders(names)
-        read = [without_folders(name, drop) if drop else name for name in names]
-        files = [self.find(name) for name in read]
+        drop = {
+            absolute: self._needless_folders([n for n in names if is_absolute(n) is absolute])
+            for absolute in (False, True)  # one label file may hold paths, another bare names
+        }
+        files = [self.find(without_folders(name, drop[is_absolute(name)])) for name in names]
         _report_spelling(names, files)
         return [file or normal(name) for file, name in zip(files, names, strict=True)]
 

@@ -119,10 +119,9 @@ def keep_rows(path: Path, rows: np.ndarray) -> None:
         temporary.replace(path)
 
 
-def read_facts(path: Path) -> dict[str, Any] | None:
+def read_facts(path: Path) -> Any:
     """Return what was noted of the images of an array; None where nothing was."""
-    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get(FACTS)
-    return facts if isinstance(facts, dict) else None
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get(FACTS)
 
 
 def note_facts(path: Path, facts: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils_.datasets.cache.image_files import open_picture
-from utils_.datasets.cache.picture import DEEP, to_rgb
+from utils_.datasets.cache.picture import DEEP, WIDE, to_rgb
 from utils_.datasets.cache.pixel_range import (
     AUTO,
     FULL,
@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
     Attributes:
         digest: of its bytes; "" if it could not be read.
         problem: what is wrong; "" if nothing is.
-        depth: DEEP or WINDOWED where the pixel range matters, else "".
+        depth: DEEP, WINDOWED or WIDE where the pixel range matters, else "".
         used: the range that a deep image uses.
         pages: how many the file holds.
     """
@@ -295,7 +295,8 @@ def _decode_into(image: np.ndarray, path: str, fit: str, pixel_range: str) -> De
             image[:] = np.asarray(_square(to_rgb(picture, pixel_range), len(image), fit))
     except Exception as error:  # decoders raise nearly anything; all of it is reported
         return Decoded(digest, _reason(error))
-    return Decoded(digest, "", picture.depth, used, picture.pages)
+    unchecked = WIDE if picture.wide and pixel_range == FULL else ""
+    return Decoded(digest, "", picture.depth or unchecked, used, picture.pages)
 
 
 def _square(image: Image.Image, size: int, fit: str) -> Image.Image:

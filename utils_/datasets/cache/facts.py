@@ -24,6 +24,7 @@ class Facts:
         copies: sets of images with the same pixels at the loaded size, those of one colour apart.
         flat: images of a single colour.
         ranged: how many images the pixel range matters for.
+        windowed: how many are shown through the window that their file names.
         used: the range of values that became 0 to 255; None if each image has its own, or none.
         dark: images that use so little of it that they are nearly black.
         dark_used: the range that those use.
@@ -33,6 +34,7 @@ class Facts:
     copies: list[list[int]] = field(default_factory=list)
     flat: list[int] = field(default_factory=list)
     ranged: int = 0
+    windowed: int = 0
     used: Bounds | None = None
     dark: list[int] = field(default_factory=list)
     dark_used: Bounds | None = None
@@ -53,11 +55,17 @@ def same_pixels(images: np.ndarray) -> tuple[list[list[int]], list[int]]:
     same: dict[bytes, list[int]] = defaultdict(list)
     flat = []
     for row, image in enumerate(images):
-        if (image == image[0, 0]).all():
+        if _is_flat(image):
             flat.append(row)
         else:
             same[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append(row)
     return [rows for rows in same.values() if len(rows) > 1], flat
+
+
+def _is_flat(image: np.ndarray) -> bool:
+    """The middle first: it spares most images the comparison of all pixels."""
+    middle = image[len(image) // 2, len(image) // 2]
+    return bool((middle == image[0, 0]).all() and (image == middle).all())
 
 
 def report_facts(facts: Facts, files: Sequence[str]) -> None:
@@ -66,7 +74,12 @@ def report_facts(facts: Facts, files: Sequence[str]) -> None:
         logger.info(
             "%d of %d images have more than 8 bits: values from %g to %g are shown as 0 to 255 "
             "(another range: --pixel-range=LOW,HIGH)",
-            *(facts.ranged, len(files), *facts.used),
+            *(facts.ranged - facts.windowed, len(files), *facts.used),
+        )
+    if facts.windowed:
+        logger.info(
+            "%d of %d images are shown through the window that their DICOM file names",
+            *(facts.windowed, len(files)),
         )
     if facts.dark and facts.dark_used:
         logger.warning(

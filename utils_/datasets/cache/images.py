@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from utils_.datasets.cache.decode import Decoded, content_digest, decode_files, 
 from utils_.datasets.cache.facts import Facts, report_facts, same_pixels
 from utils_.datasets.cache.image_files import has_wide_pixels
 from utils_.datasets.cache.index import CacheIndex, Signature, signature
-from utils_.datasets.cache.picture import DEEP
+from utils_.datasets.cache.picture import DEEP, WINDOWED
 from utils_.datasets.cache.pixel_range import AUTO, FULL, common_range, range_text, too_dark
 from utils_.errors import UserError
 
@@ -148,9 +149,8 @@ def _find(request: ImageRequest, rows: list[int], contents: list[str]) -> Cached
 
 def _facts_of(request: ImageRequest, path: Path, images: np.ndarray, rows: list[int]) -> Facts:
     """Return what was noted beside a cache file; one of an earlier version is looked over."""
-    noted = read_facts(path)
-    if noted is not None:
-        return Facts(**noted)
+    with suppress(TypeError):  # what another version noted, or nothing
+        return Facts(**read_facts(path))
     paths = request.paths
     copies, flat = same_pixels(images)
     facts = Facts(copies, flat, ranged=sum(has_wide_pixels(paths[row]) for row in rows))
@@ -209,6 +209,8 @@ def _set_range(
     """
     facts = Facts(pages=sum(found.pages > 1 for found in good))
     facts.ranged = sum(found.depth != "" for found in good)
+    if decoding.request.pixel_range == AUTO:
+        facts.windowed = sum(found.depth == WINDOWED for found in good)
     ranges = {number: found.used for number, found in enumerate(good) if found.used}
     if not ranges or decoding.request.pixel_range != AUTO:
         return facts

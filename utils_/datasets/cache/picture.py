@@ -12,6 +12,7 @@ from utils_.datasets.cache.pixel_range import AUTO, FULL, Bounds, parse_range, s
 SIXTEEN_BITS = (0.0, 65535.0)
 UNUSED_COLOURS = 32  # 16-bit colours whose upper byte stays below this are nearly black
 DEEP, WINDOWED = "deep", "windowed"
+WIDE = "wide"  # colours of 16 bits, taken as they are because the full range was asked for
 
 
 @dataclass(frozen=True)
