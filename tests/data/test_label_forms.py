@@ -8,6 +8,7 @@ from pathlib import Path
 import hospital
 import numpy as np
 import pytest
+import tiny
 
 from utils_.datasets.base import TEST, UNASSIGNED
 from utils_.errors import UserError
@@ -332,3 +333,26 @@ def test_what_is_read_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> No
         hospital.make_folder(tmp_path / "2", train_data=turned), ignore_columns="sex"
     )
     np.testing.assert_array_equal(first.labels, second.labels[::-1])
+
+
+def test_the_names_beside_columns_of_words_are_offered(tmp_path: Path) -> None:
+    """covid-chestxray has a column of findings, and Y and N for survival and the like."""
+    text = "finding,survival,filename\nCOVID,Y,a.png\nSARS,N,b.png\nCOVID,,c.png\n"
+    folder = hospital.make_folder(tmp_path, train_data=text)
+    with pytest.raises(UserError, match="for the names in 'finding' add --label-format single"):
+        hospital.read(folder)
+    assert hospital.read(folder, label_format="single").classes == ("COVID", "SARS")
+    assert hospital.read(folder, ignore_columns="finding").classes == ("survival",)
+
+
+def test_data_sets_of_this_layout_have_the_same_forms(tmp_path: Path) -> None:
+    rows = ["a,1,0,0,0,0,0,0,0", "b,-1,0,0,0,0,0,0,1", "b,0,0,0,0,0,0,0,1"]
+    text = "\n".join(["image,N,D,G,C,A,H,M,O", *rows]) + "\n"
+    folder = hospital.make_folder(tmp_path, train_data=text)
+    options: dict[str, str] = {}
+    for _ in range(2):  # each advice followed, one after the other
+        with pytest.raises(UserError) as caught:
+            tiny.load("odir", data_dir=folder, labels_only=True, **options)
+        options |= hospital.advised(str(caught.value))
+    data = tiny.load("odir", data_dir=folder, labels_only=True, **options)
+    assert set(options) == {"uncertain", "combine"} and data.labels[:, 0].tolist() == [1, 0]

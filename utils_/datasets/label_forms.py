@@ -91,7 +91,7 @@ def read_labels(
     if not form.classes and not every_column:
         refuse_problems(tables, columns)
     _check_same_columns(tables, names)
-    labels = parse_columns(tables, columns, uncertain=form.uncertain)
+    labels = parse_columns(tables, columns, uncertain=form.uncertain, fixed=every_column)
     if kind == "onehot":
         _check_one_hot(tables, labels.values)
     return labels
@@ -104,14 +104,18 @@ def joined(tables: Sequence[CsvTable], name: str) -> Column:
 
 
 def parse_columns(
-    tables: Sequence[CsvTable], columns: Sequence[Column], *, uncertain: str | None
+    tables: Sequence[CsvTable],
+    columns: Sequence[Column],
+    *,
+    uncertain: str | None,
+    fixed: bool = False,
 ) -> Labels:
-    """Return what the cells of the columns mean.
+    """Return what the cells of the columns mean; ``fixed`` columns cannot be left out.
 
     Raises:
         UserError: a cell is no label, or -1 and nobody says what that means.
     """
-    wrong = _wrong_cells(tables, columns)
+    wrong = _wrong_cells(tables, columns, fixed=fixed)
     if wrong:
         raise UserError(wrong)
     values = np.stack([column.values for column in columns], axis=1)
@@ -143,6 +147,9 @@ def refuse_problems(tables: Sequence[CsvTable], columns: Sequence[Column]) -> No
     kept = "; patients and sites belong into groups.csv" * any(
         plain(name) in ("patientid", "patient", "site", "hospital", "center") for name in problems
     )
+    named = [column.name for column in columns if plain(column.name) in LABEL_COLUMNS]
+    if good and len(named) == 1 and named[0] in problems:
+        settle += f"; for the names in {shown(named[0])} add --label-format single"
     wrong = _wrong_cells(tables, good)
     also = f"; mend besides: {wrong}" if wrong else ""
     raise UserError(f"{tables[0].path}: not every column is a class: {told}; {settle}{kept}{also}")
@@ -238,7 +245,9 @@ def _check_same_columns(tables: Sequence[CsvTable], wanted: Sequence[str]) -> No
             )
 
 
-def _wrong_cells(tables: Sequence[CsvTable], columns: Sequence[Column]) -> str | None:
+def _wrong_cells(
+    tables: Sequence[CsvTable], columns: Sequence[Column], *, fixed: bool = False
+) -> str | None:
     """Say where the first cell is that is no label, and how many there are."""
     if not any(column.count(NO_LABEL) for column in columns):
         return None
@@ -248,7 +257,7 @@ def _wrong_cells(tables: Sequence[CsvTable], columns: Sequence[Column]) -> str |
     text, name = columns[place].cells[row], columns[place].name
     return (
         f"{_line(tables, row)}, column '{name}': {shown(text)} is not a label{more}; "
-        f"{advice(text, name)}"
+        f"{advice(text, None if fixed else name)}"
     )
 
 
