@@ -100,9 +100,10 @@ def read_layout(name: str, data_dir: Path, form: LabelForm = AS_WRITTEN) -> List
     every = list(tables.values())
     names = [file for table in every for file in table.names]
     labels = read_labels(every, form, every_column=name != "csv")
-    kept, labels = combine_rows(every, folder.place(names), labels, combine=form.combine)
-    names = [names[row] for row in kept.tolist()]
-    files, part = folder.place(names), _parts(tables)[kept]
+    files = folder.place(names)
+    kept, labels = combine_rows(every, files, labels, combine=form.combine)
+    names, files = ([texts[row] for row in kept.tolist()] for texts in (names, files))
+    part = _parts(tables)[kept]
     groups, sites = read_groups(data_dir / "groups.csv", folder, files)
     if groups is not None:
         report_straddling(data_dir, groups, part)
