@@ -16,6 +16,7 @@ import tiny
 from src import job
 from src.main_fednml import run
 from src.server import NoReportLeft
+from src.workers import WorkError
 from utils_.errors import UserError
 from utils_.labels import MISSING, OBSERVED, PSEUDO
 from utils_.scenario import ScenarioSettings, build_scenario, client_names, client_table
@@ -139,6 +140,9 @@ def test_messages_of_the_server_name_the_site(caplog: pytest.LogCaptureFixture) 
     simulation = tiny.make_simulation(config, dataset, tiny.make_scenario(dataset))
     simulation.server.names = NAMED
     broadcast = simulation.server.broadcast()
+    simulation.clients[1].called = NAMED.called(1)
+    with pytest.raises(WorkError, match=r"client 1 \(north\) failed in round 0"):
+        list(simulation.start_runner().run(replace(broadcast, model=None), [1]))
     with pytest.raises(NoReportLeft, match=r"client 0 \(Genf\): its model"):
         simulation.server.finish_round(simulation.start_runner().run(broadcast, [0, 1, 2]))
     assert "client 2 (west/east) is left out" in caplog.text
