@@ -199,6 +199,16 @@ def test_uncertain_is_asked_for(tmp_path: Path) -> None:
     assert advised == {"uncertain": "blank"} and hospital.read(folder, **advised).labels.size
 
 
+def test_both_are_asked_for_in_one_message(tmp_path: Path) -> None:
+    rows = [row + "," + age for row, age in zip(CHEXPERT.split(), ["Age", *"5678"], strict=True)]
+    folder = hospital.make_folder(tmp_path, train_data="\n".join(rows))
+    with pytest.raises(UserError, match="'Age' holds grades or codes") as caught:
+        hospital.read(folder)
+    advised = hospital.advised(str(caught.value))
+    del advised["classes"]
+    assert hospital.same(hospital.read(folder, **advised).labels, MEANT["blank"])
+
+
 # ---- several rows an image
 
 ROWS = "image,rad_id,A,B\na,R1,1,0\na,R2,0,\na,R3,0,\nb,R1,1,1\nb,R2,0,\nc,R1,,1\n"

@@ -89,7 +89,7 @@ def read_labels(
         names = pick(names, form.classes, "--classes")
     columns = [joined(tables, name) for name in names]
     if not form.classes and not every_column:
-        refuse_problems(tables, columns)
+        refuse_problems(tables, columns, uncertain=form.uncertain)
     _check_same_columns(tables, names)
     labels = parse_columns(tables, columns, uncertain=form.uncertain, fixed=every_column)
     if kind == "onehot":
@@ -128,8 +128,10 @@ def parse_columns(
     return Labels(tuple(column.name for column in columns), values, soft)
 
 
-def refuse_problems(tables: Sequence[CsvTable], columns: Sequence[Column]) -> None:
-    """Check that every column may be a class.
+def refuse_problems(
+    tables: Sequence[CsvTable], columns: Sequence[Column], *, uncertain: str | None
+) -> None:
+    """Check that every column may be a class; ``uncertain`` is what -1 is said to mean.
 
     Raises:
         UserError: all that may not, in one line, with the option that settles it.
@@ -150,6 +152,8 @@ def refuse_problems(tables: Sequence[CsvTable], columns: Sequence[Column]) -> No
     named = [column.name for column in columns if plain(column.name) in LABEL_COLUMNS]
     if good and len(named) == 1 and named[0] in problems:
         settle += f"; for the names in {shown(named[0])} add --label-format single"
+    if uncertain is None and any(column.count(UNCERTAIN) for column in good):
+        settle += "; and for the cells of -1 --uncertain blank, positive, negative or soft"
     wrong = _wrong_cells(tables, good)
     also = f"; mend besides: {wrong}" if wrong else ""
     raise UserError(f"{tables[0].path}: not every column is a class: {told}; {settle}{kept}{also}")
