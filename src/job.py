@@ -111,6 +111,9 @@ def settle(settings: dict[str, Any]) -> Config:
             f"--clients {config.clients}: groups.csv has {len(sites)} sites ({some(sites)}); use "
             f"--clients {len(sites)} to make each a client, or add --split iid to mix them"
         )
+    without = sorted(set(map(str, dataset.sites)) - set(sites)) if dataset.sites is not None else []
+    if without:
+        logger.warning("sites without a training image are no clients: %s", some(without))
     logger.info("each site is a client (--split site --clients %d): %s", len(sites), some(sites))
     return resolve(settings | {"split": "site", "clients": len(sites)})
 

@@ -94,10 +94,13 @@ def test_without_sites_nothing_changes(data: Path, sites: str | None) -> None:
     assert config == tiny.resolve(settings(data))
 
 
-def test_a_site_whose_images_are_all_for_testing_is_no_client(data: Path) -> None:
+def test_a_site_whose_images_are_all_for_testing_is_no_client(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [[f"image{n}.png", "far" if n >= 48 else SITES[n % 2]] for n in range(60)]
     tiny.write_table(data / "groups.csv", [["image", "site"], *rows])
     assert job.settle(settings(data)).clients == 2
+    assert "sites without a training image are no clients: far" in caplog.text
 
 
 def test_names_stand_wherever_numbers_do(data: Path, capsys: pytest.CaptureFixture) -> None:
