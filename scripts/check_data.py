@@ -203,7 +203,8 @@ def draw_sheet(dataset: ImageDataset, config: Config, path: Path) -> None:
     images = np.stack([dataset.images[row] for row in rows])
     if config.dataset in datasets.READERS and config.image_size < TILE:
         folder = Path(config.data_dir or datasets.default_folder(config.dataset))
-        listing = datasets.listed(config.dataset, folder, data_options(config, quiet=True))
+        with _notes():  # they are told already
+            listing = datasets.listed(config.dataset, folder, data_options(config, quiet=True))
         file_of = dict(zip(listing.names, listing.files, strict=True))
         paths = [listing.folder / file_of[dataset.files[row]] for row in rows]
         images = decode_alike(

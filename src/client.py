@@ -33,6 +33,7 @@ class Client:
 
     Attributes:
         index: number of the site, from 0.
+        called: what messages call it, ``client 3`` or ``client 3 (north)``.
         labels: its label state.
         round: number of the round it trains or last trained in.
         memory: arrays that last between rounds (checkpointed).
@@ -53,6 +54,7 @@ class Client:
         hidden: np.ndarray | None = None,
     ) -> None:
         self.index, self.labels, self.plan, self.hidden = index, labels, plan, hidden
+        self.called = f"client {index}"
         self.round = 0
         self.memory: Arrays = {}
         self.cache: dict[str, Any] = {}

@@ -103,8 +103,14 @@ class Config:
     )
     missing_type: str = option("classes", "what is hidden", choices=lambda: tuple(MISSING_TYPES))
     assume_negative: bool = option(False, "missing cells of training images count as negative")
-    clients: int = option(4, "number of sites K", low=1, high=100_000, group=SITES)
-    split: str = option("iid", "how images are dealt to sites", choices=_names(*SPLITS, "file"))
+    clients: int = option(
+        4, "number of sites K, or those of groups.csv", low=1, high=100_000, group=SITES
+    )
+    split: str = option(
+        "iid",
+        "how images are dealt; by site if groups.csv has any",
+        choices=_names(*SPLITS, "file"),
+    )
     split_file: str | None = option(
         None, "CSV of image, split, client, such as a run's assignments.csv", parse=str
     )

@@ -127,23 +127,34 @@ def settle(settings: dict[str, Any]) -> Config:
         UserError: as :func:`src.config.resolve`; or a number of clients that is not that of the
             sites, with no word on how to split.
     """
-    split, clients = settings.get("split"), settings.get("clients")
-    grouped = as_known(str(settings.get("dataset")), GROUPED) in GROUPED
-    follows = split is None and grouped and "split_file" not in settings
-    if not follows and (split != "site" or clients is not None):
+    if not _sites_may_decide(settings):
         return resolve(settings)
     config = resolve({"clients": MOST_CLIENTS} | settings)  # those checks that need no data
     dataset = load_dataset(config, quiet=True, labels_only=True)
     sites = training_sites(dataset, config.part(ScenarioSettings))
     if len(sites) < 2:
         return resolve(settings)
-    if clients is not None and config.clients != len(sites):
+    if "clients" in settings and config.clients != len(sites):
         raise UserError(
-            f"--clients {clients}: groups.csv has {len(sites)} sites ({some(sites)}); use "
+            f"--clients {config.clients}: groups.csv has {len(sites)} sites ({some(sites)}); use "
             f"--clients {len(sites)} to make each a client, or add --split iid to mix them"
         )
+    without = sorted(set(map(str, dataset.sites)) - set(sites)) if dataset.sites is not None else []
+    if without:
+        logger.warning("sites without a training image are no clients: %s", some(without))
     logger.info("each site is a client (--split site --clients %d): %s", len(sites), some(sites))
     return resolve(settings | {"split": "site", "clients": len(sites)})
+
+
+def _sites_may_decide(settings: dict[str, Any]) -> bool:
+    """Whether the split, or under ``site`` the number of clients, is left to the data."""
+    if "split" in settings or "split_file" in settings:
+        return settings.get("split") == "site" and "clients" not in settings
+    name = as_known(str(settings.get("dataset")), GROUPED)
+    if name not in GROUPED:
+        return False
+    folder = settings.get("data_dir") or datasets.default_folder(name)
+    return (Path(str(folder)) / "groups.csv").exists()
 
 
 def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:

@@ -63,6 +63,8 @@ class Simulation:
         self.evaluator = Evaluator(dataset, attack.scenario(scenario), self.predictor)
         self.clients = build_clients(dataset, scenario, self.method, augmenter, attack=attack)
         self.names = client_names(scenario, dataset, split=config.split)
+        for client in self.clients:
+            client.called = self.names.called(client.index)
         self.server = Server(model.snapshot(), self.method, Layout.of(model), names=self.names)
         self.best = self.server.model
         self.history: list[dict[str, float]] = []

@@ -56,7 +56,7 @@ class SequentialRunner:
             try:
                 yield self.clients[index].train(self.predictor.model, self.method, message)
             except Exception as error:
-                what = f"client {index} failed in round {message.round}"
+                what = f"{self.clients[index].called} failed in round {message.round}"
                 raise WorkError(f"{what}: {type(error).__name__}: {error}") from error
 
     def predict(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:

@@ -272,7 +272,7 @@ def test_classes_of_any_data_set_can_be_chosen() -> None:
     assert rest.classes == tuple(name for name in every.classes if name != "DR")
     with pytest.raises(UserError, match="--label-format: synthetic has a form of its own"):
         tiny.load("synthetic", label_format="single", **few)
-    with pytest.raises(UserError, match="--uncertain: only --dataset csv"):
+    with pytest.raises(UserError, match="--uncertain: synthetic has no such labels"):
         tiny.load("synthetic", uncertain="soft", **few)
 
 

@@ -42,7 +42,7 @@ class FakeClient:
     """Has what a runner uses: it adds to a memory, and does what ``act`` says."""
 
     def __init__(self, index: int, act: Callable[[], None] = lambda: None) -> None:
-        self.index, self.act = index, act
+        self.index, self.act, self.called = index, act, f"client {index}"
         self.memory = {"count": np.zeros(1)}
 
     def state(self) -> dict[str, np.ndarray]:

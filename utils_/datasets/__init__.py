@@ -86,9 +86,8 @@ READERS: dict[str, Callable[[Path], Listing]] = {
 
 def listed(name: str, data_dir: Path, options: DataOptions) -> Listing:
     """Return what the label files say, read as :func:`load` reads them."""
-    if name == "csv":
-        return read_csv_layout(data_dir, options.form)
-    return READERS[name](data_dir)
+    layouts = {"csv": read_csv_layout, "mured": read_mured, "odir": read_odir}
+    return layouts[name](data_dir, options.form) if name in layouts else READERS[name](data_dir)
 
 
 def default_folder(name: str) -> Path:
@@ -148,9 +147,9 @@ def _check_options(name: str, options: DataOptions) -> None:
 
 
 def _refuse_forms(name: str, options: DataOptions) -> None:
-    """Only ``csv`` may be written in several forms; what is asked of others would do nothing."""
+    """Few sets may be written in several forms; what is asked of others would do nothing."""
     for option, value in (("uncertain", options.uncertain), ("combine", options.combine)):
-        if value:
-            raise UserError(f"--{option}: only --dataset csv reads such labels; leave it out")
+        if value and name not in ("mured", "odir"):
+            raise UserError(f"--{option}: {name} has no such labels; leave it out")
     if options.label_format != "auto":
         raise UserError(f"--label-format: {name} has a form of its own; leave it out")

@@ -109,12 +109,12 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 24 else text[:21] + "...")
 
 
-def advice(text: str, column: str) -> str:
-    """How to mend a cell that is no label in a column of labels."""
+def advice(text: str, column: str | None) -> str:
+    """How to mend a cell that is no label; ``column`` is its column, if that can be left out."""
     folded = text.casefold()
     if folded in {"x", "xx", "*", "+", "\u2713", "\u2714"}:
         return "write 1 for a mark, and 0 where somebody looked and found nothing"
-    if re.fullmatch(r"\d+([.,]0*)?", text):
+    if column and re.fullmatch(r"\d+([.,]0*)?", text):
         return (
             "write 0 or 1, or leave the cell blank where nobody looked; a column of grades is left "
             f"out by --ignore-columns {shlex.quote(column)}"

@@ -53,12 +53,12 @@ def load_mured(data_dir: Path, options: DataOptions) -> ImageDataset:
     The official archive calls its 444 test images ``val_data.csv``; they are the test set here,
     unless there is a ``test_data.csv`` besides.
     """
-    return open_listing("mured", read_mured(data_dir), options)
+    return open_listing("mured", read_mured(data_dir, options.form), options)
 
 
 def load_odir(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load ODIR-5K, labelled by eye, in the MuReD layout: 8 classes."""
-    return open_listing("odir", read_odir(data_dir), options)
+    return open_listing("odir", read_odir(data_dir, options.form), options)
 
 
 def read_csv_layout(data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
@@ -66,14 +66,14 @@ def read_csv_layout(data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
     return read_layout("csv", data_dir, form)
 
 
-def read_mured(data_dir: Path) -> Listing:
+def read_mured(data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
     """Read the files of MuReD and check its classes; see read_layout."""
-    return _with_classes("mured", read_layout("mured", data_dir), MURED_CLASSES)
+    return _with_classes("mured", read_layout("mured", data_dir, form), MURED_CLASSES)
 
 
-def read_odir(data_dir: Path) -> Listing:
+def read_odir(data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
     """Read the files of ODIR-5K and check its classes; see read_layout."""
-    return _with_classes("odir", read_layout("odir", data_dir), ODIR_CLASSES)
+    return _with_classes("odir", read_layout("odir", data_dir, form), ODIR_CLASSES)
 
 
 def read_layout(name: str, data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
@@ -100,9 +100,10 @@ def read_layout(name: str, data_dir: Path, form: LabelForm = AS_WRITTEN) -> List
     every = list(tables.values())
     names = [file for table in every for file in table.names]
     labels = read_labels(every, form, every_column=name != "csv")
-    kept, labels = combine_rows(every, folder.place(names), labels, combine=form.combine)
-    names = [names[row] for row in kept.tolist()]
-    files, part = folder.place(names), _parts(tables)[kept]
+    files = folder.place(names)
+    kept, labels = combine_rows(every, files, labels, combine=form.combine)
+    names, files = ([texts[row] for row in kept.tolist()] for texts in (names, files))
+    part = _parts(tables)[kept]
     groups, sites = read_groups(data_dir / "groups.csv", folder, files)
     if groups is not None:
         report_straddling(data_dir, groups, part)

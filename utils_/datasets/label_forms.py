@@ -89,9 +89,9 @@ def read_labels(
         names = pick(names, form.classes, "--classes")
     columns = [joined(tables, name) for name in names]
     if not form.classes and not every_column:
-        refuse_problems(tables, columns)
+        refuse_problems(tables, columns, uncertain=form.uncertain)
     _check_same_columns(tables, names)
-    labels = parse_columns(tables, columns, uncertain=form.uncertain)
+    labels = parse_columns(tables, columns, uncertain=form.uncertain, fixed=every_column)
     if kind == "onehot":
         _check_one_hot(tables, labels.values)
     return labels
@@ -104,14 +104,18 @@ def joined(tables: Sequence[CsvTable], name: str) -> Column:
 
 
 def parse_columns(
-    tables: Sequence[CsvTable], columns: Sequence[Column], *, uncertain: str | None
+    tables: Sequence[CsvTable],
+    columns: Sequence[Column],
+    *,
+    uncertain: str | None,
+    fixed: bool = False,
 ) -> Labels:
-    """Return what the cells of the columns mean.
+    """Return what the cells of the columns mean; ``fixed`` columns cannot be left out.
 
     Raises:
         UserError: a cell is no label, or -1 and nobody says what that means.
     """
-    wrong = _wrong_cells(tables, columns)
+    wrong = _wrong_cells(tables, columns, fixed=fixed)
     if wrong:
         raise UserError(wrong)
     values = np.stack([column.values for column in columns], axis=1)
@@ -124,8 +128,10 @@ def parse_columns(
     return Labels(tuple(column.name for column in columns), values, soft)
 
 
-def refuse_problems(tables: Sequence[CsvTable], columns: Sequence[Column]) -> None:
-    """Check that every column may be a class.
+def refuse_problems(
+    tables: Sequence[CsvTable], columns: Sequence[Column], *, uncertain: str | None
+) -> None:
+    """Check that every column may be a class; ``uncertain`` is what -1 is said to mean.
 
     Raises:
         UserError: all that may not, in one line, with the option that settles it.
@@ -143,6 +149,11 @@ def refuse_problems(tables: Sequence[CsvTable], columns: Sequence[Column]) -> No
     kept = "; patients and sites belong into groups.csv" * any(
         plain(name) in ("patientid", "patient", "site", "hospital", "center") for name in problems
     )
+    named = [column.name for column in columns if plain(column.name) in LABEL_COLUMNS]
+    if good and len(named) == 1 and named[0] in problems:
+        settle += f"; for the names in {shown(named[0])} add --label-format single"
+    if uncertain is None and any(column.count(UNCERTAIN) for column in good):
+        settle += "; and for the cells of -1 --uncertain blank, positive, negative or soft"
     wrong = _wrong_cells(tables, good)
     also = f"; mend besides: {wrong}" if wrong else ""
     raise UserError(f"{tables[0].path}: not every column is a class: {told}; {settle}{kept}{also}")
@@ -238,7 +249,9 @@ def _check_same_columns(tables: Sequence[CsvTable], wanted: Sequence[str]) -> No
             )
 
 
-def _wrong_cells(tables: Sequence[CsvTable], columns: Sequence[Column]) -> str | None:
+def _wrong_cells(
+    tables: Sequence[CsvTable], columns: Sequence[Column], *, fixed: bool = False
+) -> str | None:
     """Say where the first cell is that is no label, and how many there are."""
     if not any(column.count(NO_LABEL) for column in columns):
         return None
@@ -248,7 +261,7 @@ def _wrong_cells(tables: Sequence[CsvTable], columns: Sequence[Column]) -> str |
     text, name = columns[place].cells[row], columns[place].name
     return (
         f"{_line(tables, row)}, column '{name}': {shown(text)} is not a label{more}; "
-        f"{advice(text, name)}"
+        f"{advice(text, None if fixed else name)}"
     )
 
 

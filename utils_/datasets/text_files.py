@@ -23,8 +23,15 @@ NO_TEXT = {  # how files begin that are no text
 EXPORT = "in Excel use File > Save As > 'CSV UTF-8', elsewhere export it as CSV"
 # Three accented letters in a row are no word of a western language: some other encoding.
 OTHER_SCRIPT = re.compile(rb"[\x80-\xff]{3}")
-# Western letters of Windows lie above 0xa0, but for S, Z, Y, OE with marks and the apostrophe.
-INSIDE_A_WORD = re.compile(rb"[A-Za-z][\x80-\x89\x8b\x8d\x8f-\x91\x93-\x99\x9b\x9d][A-Za-z]")
+# Windows-1252 has signs here, which stand in no word, and capitals, which follow no small letter:
+# there DOS and old Macs have their letters.
+_LETTER = rb"[A-Za-z\x8a\x8c\x8e\x9a\x9c\x9e\x9f\xc0-\xff]"
+_SIGN = (
+    rb"[\x80-\x89\x8b\x8d\x8f-\x91\x93-\x95\x98\x99\x9b\x9d\xa1-\xa9\xab\xac\xae-\xb3\xb6\xb8\xb9]"
+)
+INSIDE_A_WORD = re.compile(
+    _LETTER + _SIGN + _LETTER + rb"|[a-z\xdf-\xff][\x8a\x8c\x8e\x9f]|[\x80-\x9f]{2}"
+)
 
 
 @dataclass(frozen=True)
