@@ -12,6 +12,7 @@ from utils_.datasets.base import TEST, VAL, ImageDataset
 from utils_.diagnostics import label_counts, pool
 from utils_.labels import Oracle
 from utils_.metrics import Metrics, annotated_missing_means, multilabel_metrics
+from utils_.one_sided import one_sided
 from utils_.runlog import label_picture
 from utils_.scenario import Scenario
 from utils_.thresholds import best_thresholds, tuned_metrics
@@ -51,6 +52,10 @@ class Evaluator:
     def has(self, part: int) -> bool:
         """Whether the part has any image."""
         return len(self._rows[part]) > 0
+
+    def one_sided(self, part: int) -> dict[str, list[str]]:
+        """The classes that cannot be measured on the part, by what they lack."""
+        return one_sided(self._oracle.true(self._rows[part]), self._classes)
 
     def predict(self, vector: Tensor, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and true labels of the part's images, both (n, C).

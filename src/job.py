@@ -31,6 +31,7 @@ from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError
 from utils_.files import atomic_path, write_json, write_text
+from utils_.one_sided import report_parts
 from utils_.runlog import RunLog, parameter_table
 from utils_.scenario import (
     Scenario,
@@ -56,6 +57,7 @@ def show(settings: dict[str, Any]) -> str:
         dataset = load_dataset(config, quiet=True, labels_only=True)
         model = build_model(config, classes=len(dataset.classes))
         scenario = _build_scenario(config, dataset, folder=None)
+        report_parts(dataset, scenario.part)
     facts = {
         "run folder": str(_run_folder(config)),
         "images": f"{len(dataset.files):,}",
@@ -135,7 +137,8 @@ def _rehearse(config: Config) -> FlatModel:
             f"--save-dir {save_dir}: {free / 1e6:.1f} MB free, the run needs about "
             f"{needed / 1e6:.1f} MB; free some space or choose another folder"
         )
-    _build_scenario(config, dataset, folder=None)
+    scenario = _build_scenario(config, dataset, folder=None)
+    report_parts(dataset, scenario.part)
     return model
 
 

@@ -118,7 +118,7 @@ class RunLog:
     ) -> None:
         """Write one precision-recall curve a class, under ``pr/<class>``.
 
-        Unknown cells (NaN) are left out, and so are classes without positives.
+        Unknown cells (NaN) are left out, and so are classes without positives or negatives.
 
         Args:
             probability: (N, C) in [0, 1].
@@ -129,7 +129,7 @@ class RunLog:
         for column, name in enumerate(classes):
             known = ~np.isnan(truth[:, column])
             labels = truth[known, column].astype(bool)
-            if labels.any():
+            if labels.any() and not labels.all():
                 self._writer.add_pr_curve(
                     f"pr/{name}", labels, np.asarray(probability)[known, column], step
                 )

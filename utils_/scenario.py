@@ -20,8 +20,9 @@ import numpy as np
 from utils_.datasets.base import PART_NAMES, TRAIN, ImageDataset
 from utils_.errors import UserError
 from utils_.files import atomic_path
-from utils_.missing import report_one_sided, visible_cells
+from utils_.missing import visible_cells
 from utils_.noise import add_noise, client_rates
+from utils_.one_sided import report_one_sided
 from utils_.splits import Deal, assign_clients, cut_parts
 from utils_.splits.file import read_split
 
