@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Part = TypeVar("Part", bound="DataclassInstance")
+LEAST_DENSENET = 29  # pixels that its five halvings need
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
@@ -188,6 +189,16 @@ class Config:
         """The part of the settings that every method sees."""
         return self.part(Plan, classes=classes)
 
+    @property
+    def corrupts(self) -> bool:
+        """Whether the run makes labels wrong on purpose."""
+        return bool(self.noise) or (self.attack == "label_flip" and self.attackers > 0)
+
+    @property
+    def never_starts(self) -> bool:
+        """Whether the warm-up is as long as the run, so that the method's own part never starts."""
+        return method_class(self.method).first_phase and self.warmup_rounds >= self.rounds
+
     def canonical_hash(self) -> str:
         """Ten hex digits over everything that may change a result."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["result"]}
@@ -243,17 +254,33 @@ def _check_together(config: Config) -> None:
         raise UserError(f"--split-file: clashes with --split {config.split}; leave out one of them")
     if config.weights == "imagenet" and config.model == "small":
         raise UserError("--weights imagenet: model 'small' has no such weights; use --weights none")
+    if config.model == "densenet121" and config.image_size < LEAST_DENSENET:
+        raise UserError(
+            f"--image-size {config.image_size}: densenet121 shrinks such images to nothing; use "
+            f"--image-size {LEAST_DENSENET} or more"
+        )
     _check_name(config.name)
     if config.dataset == "csv" and config.data_dir is None:
         raise UserError("--dataset csv: give the folder with your files as --data-dir DIR")
     if config.attack != "none" and config.attackers > config.clients:
         raise UserError(f"--attackers {config.attackers}: there are {config.clients} clients only")
+    if config.attack != "none" and config.attackers == config.clients:
+        raise UserError(
+            f"--attackers {config.attackers}: then all {config.clients} clients attack and nothing "
+            f"honest is left; {_fewer_attackers(config.clients)}"
+        )
     if config.suppress_outliers and config.aggregator in RANKING:
         raise UserError(
             f"--suppress-outliers: {config.aggregator} does not weigh clients; leave one of the "
             "two out or choose mean, uniform, geometric, clip or classwise"
         )
     worker_count(config, 1)
+
+
+def _fewer_attackers(clients: int) -> str:
+    if clients == 1:
+        return "use --attack none, or two --clients or more"
+    return f"give at most {clients - 1}, or more --clients"
 
 
 def _aggregator_parameters(config: Config) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
 from src.models import FlatModel
+from src.prospects import check_prospects
 from src.results import final_table
 from src.simulation import Simulation, build_model
 from utils_ import datasets
@@ -31,7 +33,6 @@ from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError
 from utils_.files import atomic_path, write_json, write_text
-from utils_.one_sided import report_parts
 from utils_.runlog import RunLog, parameter_table
 from utils_.scenario import (
     Scenario,
@@ -40,6 +41,7 @@ from utils_.scenario import (
     build_scenario,
     client_table,
 )
+from utils_.truth import reference
 
 # On resume these may change, because no result depends on them.
 MAY_CHANGE = {"device", "workers", "checkpoint_every", "cache_dir"}
@@ -57,7 +59,7 @@ def show(settings: dict[str, Any]) -> str:
         dataset = load_dataset(config, quiet=True, labels_only=True)
         model = build_model(config, classes=len(dataset.classes))
         scenario = _build_scenario(config, dataset, folder=None)
-        report_parts(dataset, scenario.part)
+        check_prospects(config, dataset, scenario)
     facts = {
         "run folder": str(_run_folder(config)),
         "images": f"{len(dataset.files):,}",
@@ -68,7 +70,8 @@ def show(settings: dict[str, Any]) -> str:
     sizes = _estimated_bytes(config, dataset, model)
     facts |= {title: f"{count / 1e6:,.1f} MB" for title, count in sizes.items()}
     lines = [f"{title:<20}{text}" for title, text in facts.items()]
-    table = client_table(scenario, dataset).to_string(index=False)
+    truth = reference(dataset, scenario, noise=bool(config.noise))
+    table = client_table(scenario, dataset, truth=truth).to_string(index=False)
     return "\n".join([config.to_yaml(), table, "", *lines])
 
 
@@ -118,7 +121,7 @@ def _prepare(
     dataset = load_dataset(config, quiet=quiet)
     if begun:
         unsaved = _build_scenario(config, dataset, folder=None)
-        _check_same(begun, _identity(config, unsaved))
+        _check_same(begun, _identity(config, dataset, unsaved))
     scenario = _build_scenario(config, dataset, folder=Path(config.save_dir) / "splits")
     return Simulation(config, dataset, scenario, model), scenario
 
@@ -138,13 +141,16 @@ def _rehearse(config: Config) -> FlatModel:
             f"{needed / 1e6:.1f} MB; free some space or choose another folder"
         )
     scenario = _build_scenario(config, dataset, folder=None)
-    report_parts(dataset, scenario.part)
+    check_prospects(config, dataset, scenario)
     return model
 
 
-def _identity(config: Config, scenario: Scenario) -> str:
+def _identity(config: Config, dataset: ImageDataset, scenario: Scenario) -> str:
     """Stands for all that a run's result depends on: settings, images, labels and their flaws."""
-    return f"{config.canonical_hash()}-{scenario.key}"
+    parts = [config.canonical_hash(), scenario.key]
+    if dataset.verified is not None and dataset.name != "synthetic":  # no scenario reads those
+        parts.append(hashlib.sha256(dataset.verified.tobytes()).hexdigest()[:10])
+    return "-".join(parts)
 
 
 def _check_same(folder: Path, identity: str) -> None:
@@ -232,14 +238,16 @@ def _create_folder(folder: Path, simulation: Simulation, scenario: Scenario) -> 
         "workers": simulation.workers,
         "device": str(simulation.model.device),
         "command": sys.argv,
-        "identity": _identity(config, scenario),
+        "identity": _identity(config, dataset, scenario),
     }
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir(parents=True)
         write_text(draft / "config.yaml", config.to_yaml())
         write_json(draft / "env.json", describe(ROOT) | settings)
-        write_text(draft / "clients.csv", client_table(scenario, dataset).to_csv(index=False))
+        truth = reference(dataset, scenario, noise=bool(config.noise))
+        clients = client_table(scenario, dataset, truth=truth)
+        write_text(draft / "clients.csv", clients.to_csv(index=False))
         table = assignment_table(scenario, dataset)
         write_text(draft / "assignments.csv", table.to_csv(index=False))
         draft.rename(folder)

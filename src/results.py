@@ -9,6 +9,7 @@ import numpy as np
 
 from utils_.datasets.base import TEST, VAL
 from utils_.one_sided import count_labels
+from utils_.truth import VERIFIED, WORDS
 from utils_.uncertainty import Intervals, bootstrap_intervals, few
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
         "data_seed": config.data_seed,
         "leaky": simulation.method.hidden_labels,
         "bound": simulation.method.true_labels,
+        "warmup_only": config.never_starts,
         "rounds": config.rounds,
         "classes": list(classes),
         "not_measured": {
@@ -56,6 +58,7 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
             _intervals(np.split(probability, models), np.split(truth, models)[0], config.seed),
         ),
         "labels": _part(history[-1], "labels_"),
+        "truth": evaluator.truth,
         "seconds": sum(row["seconds"] for row in history),
         "seconds_per_round": float(np.median([row["seconds"] for row in history])),
         "bytes_up": int(sum(row["bytes_up"] for row in history)),
@@ -129,6 +132,10 @@ def final_table(result: dict[str, Any]) -> str:
             numbers = "".join(f"{shown(result[key][name]):>10}" for name in SHOWN)
             lines.append(f"{title:<22}{numbers}")
     lines += _not_measured(result) + _rough(result["per_class"])
+    if "truth" in result:  # runs of older versions do not say
+        lines.append(_judged(**result["truth"]))
+    if result.get("warmup_only"):
+        lines.append("WARM-UP ONLY: the method's own part never started; see --warmup-rounds")
     if result["leaky"]:
         lines.append("LEAKY: this run used labels hidden from its sites; never compare it as equal")
     return "\n".join(lines)
@@ -137,6 +144,14 @@ def final_table(result: dict[str, Any]) -> str:
 def shown(value: float | None) -> str:
     """Four digits; a dash where nothing could be measured."""
     return "-" if value is None or np.isnan(value) else f"{value:.4f}"
+
+
+def _judged(reference: str, train_cells: int, val_cells: int, test_cells: int) -> str:
+    """By what the numbers of this run were judged."""
+    text = WORDS[reference]
+    if reference == VERIFIED:
+        text += f" ({train_cells:,} cells; {val_cells:,} in val, {test_cells:,} in test)"
+    return text
 
 
 def _not_measured(result: dict[str, Any]) -> list[str]:

@@ -45,11 +45,11 @@ def report_parts(dataset: ImageDataset, part: np.ndarray) -> None:
     """Warn of what the validation and test parts cannot measure, before anything is trained.
 
     Args:
-        dataset: the images with the labels that they are judged by.
+        dataset: N images.
         part: (N,) uint8, as a scenario cuts it.
     """
     for place in (VAL, TEST):
-        labels, name = dataset.labels[part == place], PART_NAMES[place]
+        labels, name = dataset.best_known[part == place], PART_NAMES[place]
         if len(labels):
             _report_size(len(labels), name, fixed=bool((dataset.part == place).any()))
             _report_lacking(labels, name, dataset.classes)

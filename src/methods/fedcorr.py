@@ -59,6 +59,7 @@ class FedCorr(Method):
 
     paper = "Xu et al., CVPR 2022"
     summary = "noisy sites by LID, relabelling, fine-tuning on clean sites, then all"
+    first_phase = True
     reported: ClassVar = {
         "lid": Expected((2,), unknown=True, optional=True),
         "noise_level": Expected((), optional=True),

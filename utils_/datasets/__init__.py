@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from utils_.datasets.isic import load_isic, read_isic
 from utils_.datasets.listing import DataOptions, Listing, report_empty_classes
 from utils_.datasets.medmnist import SETS, loader_of
 from utils_.datasets.rfmid import load_rfmid, read_rfmid
+from utils_.datasets.verified import VERIFIED_FILE
 from utils_.errors import UserError, nearest
 
+logger = logging.getLogger("fednml")
 Loader = Callable[[Path, DataOptions], ImageDataset]  # from the data set's folder
 DATA = Path(__file__).resolve().parents[2] / "data"
 MAX_IMAGE_SIZE = 4096
@@ -92,12 +95,15 @@ def load(name: str, options: DataOptions) -> ImageDataset:
             read, a cache that cannot be written.
     """
     _check_options(name, options)
+    folder = _folder(name, options.data_dir)
     dataset = choose_columns(
-        DATASETS[name](_folder(name, options.data_dir), options),
+        DATASETS[name](folder, options),
         min_positives=options.min_positives,
         class_order=options.class_order,
     )
     report_empty_classes(name, dataset.classes, dataset.labels)
+    if dataset.verified is None and (folder / VERIFIED_FILE).exists():
+        logger.warning("%s is not read: %s has no label files", folder / VERIFIED_FILE, name)
     return dataset
 
 

@@ -24,6 +24,8 @@ class ImageDataset:
         groups: (N,) int64, images of one patient or lesion share a number; None without such ids.
         sites: (N,) names of the sites (str array); None without them.
         image_key: hex digest of the image content and size (never of the labels).
+        verified: (N, C) float32, what is really there, as drawn or as somebody has verified; NaN
+            where nobody has. None where nobody has verified any label. For the Oracle alone.
     """
 
     name: str
@@ -35,3 +37,12 @@ class ImageDataset:
     groups: np.ndarray | None
     sites: np.ndarray | None
     image_key: str
+    verified: np.ndarray | None = None
+
+    @property
+    def best_known(self) -> np.ndarray:
+        """(N, C) float32 labels as verified where they are, else as the files have them."""
+        if self.verified is None:
+            return self.labels
+        labels: np.ndarray = np.where(np.isnan(self.verified), self.labels, self.verified)
+        return labels

@@ -46,7 +46,8 @@ def choose_columns(
     if columns == list(range(len(dataset.classes))):
         return dataset
     classes = tuple(dataset.classes[column] for column in columns)
-    return replace(dataset, labels=dataset.labels[:, columns], classes=classes)
+    verified = None if dataset.verified is None else dataset.verified[:, columns]
+    return replace(dataset, labels=dataset.labels[:, columns], classes=classes, verified=verified)
 
 
 def _report(dataset: ImageDataset, columns: list[int], min_positives: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from utils_.datasets.base import ImageDataset
 from utils_.datasets.cache.images import ImageRequest, load_images
+from utils_.datasets.verified import read_verified
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -88,8 +89,15 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
     With ``labels_only`` no image is opened: all pixels are 0 and ``image_key`` is empty.
 
     Raises:
-        UserError: see load_images.
+        UserError: see load_images and read_verified.
     """
+    verified = read_verified(
+        listing.data_dir,
+        listing.folder,
+        names=listing.names,
+        files=listing.files,
+        classes=listing.classes,
+    )
     if options.labels_only:
         shape = (len(listing.files), options.image_size, options.image_size, 3)
         images, rows, key = np.broadcast_to(np.uint8(0), shape), np.arange(len(listing.files)), ""
@@ -117,6 +125,7 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
         groups=None if listing.groups is None else listing.groups[rows],
         sites=None if listing.sites is None else listing.sites[rows],
         image_key=key,
+        verified=None if verified is None else verified[rows],
     )
 
 
