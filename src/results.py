@@ -129,7 +129,7 @@ def final_table(result: dict[str, Any]) -> str:
     lines = [f"{'test set':<22}" + "".join(f"{title:>10}" for title in titles)]
     for title, key in rules.items():
         if result[key] is not None:
-            numbers = "".join(f"{shown(result[key][name]):>10}" for name in SHOWN)
+            numbers = "".join(f"{digits(result[key][name]):>10}" for name in SHOWN)
             lines.append(f"{title:<22}{numbers}")
     lines += _not_measured(result) + _rough(result["per_class"])
     if "truth" in result:  # runs of older versions do not say
@@ -141,7 +141,7 @@ def final_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def shown(value: float | None) -> str:
+def digits(value: float | None) -> str:
     """Four digits; a dash where nothing could be measured."""
     return "-" if value is None or np.isnan(value) else f"{value:.4f}"
 
@@ -177,4 +177,4 @@ def _rough(per_class: dict[str, dict[str, Any]]) -> list[str]:
 def _rough_line(name: str, own: dict[str, Any]) -> str:
     low, high = own["intervals"]["ap"]
     images = f"{own['positives']:.0f} positives in {own['evaluated']:.0f} images"
-    return f"rough: {name} AP {shown(own['ap'])} ({shown(low)} to {shown(high)}), {images}"
+    return f"rough: {name} AP {digits(own['ap'])} ({digits(low)} to {digits(high)}), {images}"
