@@ -251,7 +251,7 @@ def shifted_truth(dataset: ImageDataset) -> ImageDataset:
     """The same images, with a test part whose labels ask for other thresholds."""
     labels = dataset.labels.copy()
     labels[dataset.part == TEST] = 1 - labels[dataset.part == TEST]
-    return replace(dataset, labels=labels)
+    return replace(dataset, labels=labels, verified=labels)
 
 
 def test_a_run_scores_at_thresholds_of_the_same_model_on_validation(dataset):
