@@ -34,6 +34,7 @@ from utils_.datasets.doctor import (
     Finding,
     client_prevalence,
     examine,
+    find_thin_parts,
     label_table,
     part_counts,
 )
@@ -53,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, config, by_client = parse(arguments)
         dataset, findings = load(config, quiet=options.quiet)
         if dataset is not None:
-            findings += examine(dataset)
+            findings += examine(dataset, assume_negative=config.assume_negative)
             describe(dataset)
             if by_client:
-                describe_clients(dataset, config)
+                findings += check_clients(dataset, config)
             sheet = options.sheet or Path(config.save_dir) / "checks" / f"{config.dataset}.png"
             draw_sheet(dataset, config, sheet)
     except (UserError, OSError) as error:
@@ -142,7 +143,7 @@ def _notes() -> Iterator[list[str]]:
     """Collect what is logged meanwhile, but for what is said in a finding of its own."""
     said = (
         *("report_straddling", "report_empty_classes", "report_unknown_patients"),
-        *("report_flat", "settle_copies", "_judge"),
+        *("report_one_sided", "report_flat", "settle_copies", "_judge"),
     )
     notes: list[str] = []
     handler = logging.Handler(logging.INFO)
@@ -181,18 +182,23 @@ def describe(dataset: ImageDataset) -> None:
     print("\n" + table.to_string(index=False, float_format="{:.3f}".format) + "\n")
 
 
-def describe_clients(dataset: ImageDataset, config: Config) -> None:
+def check_clients(dataset: ImageDataset, config: Config) -> list[Finding]:
     """Print the share of positives of every class at every client, before noise and hiding.
+
+    Returns:
+        What the parts and the clients lack.
 
     Raises:
         UserError: the data cannot be split so.
     """
-    scenario = build_scenario(dataset, config.part(ScenarioSettings), folder=None)
+    with _notes() as notes:
+        scenario = build_scenario(dataset, config.part(ScenarioSettings), folder=None)
     counts = np.bincount(scenario.client[scenario.client >= 0]).tolist()
     print(f"prevalence at {len(counts)} clients ({config.split}), images: {counts}")
     names = client_names(scenario, dataset, split=config.split)
     table = client_prevalence(dataset, scenario.client, names)
     print(table.to_string(index=False, float_format="{:.3f}".format) + "\n")
+    return [Finding(False, note) for note in notes] + find_thin_parts(dataset, scenario)
 
 
 def draw_sheet(dataset: ImageDataset, config: Config, path: Path) -> None:

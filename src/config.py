@@ -40,6 +40,7 @@ OTHER_DEVICES = {"mps": "Apple's GPUs", "xpu": "Intel's GPUs", "tpu": "TPUs", "x
 METHOD, MODEL, TRAINING = "method", "model", "training"
 REPORTS, MACHINE = "federation: reports and attacks", "machine and output"
 NAMED_WEIGHTS = ("none", "imagenet")
+LEAST_DENSENET = 29  # pixels that its five halvings need
 MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
@@ -258,6 +259,16 @@ class Config:
         """The part of the settings that every method sees."""
         return self.part(Plan, classes=classes)
 
+    @property
+    def corrupts(self) -> bool:
+        """Whether the run makes labels wrong on purpose."""
+        return bool(self.noise) or (self.attack == "label_flip" and self.attackers > 0)
+
+    @property
+    def never_starts(self) -> bool:
+        """Whether the warm-up is as long as the run, so that the method's own part never starts."""
+        return method_class(self.method).first_phase and self.warmup_rounds >= self.rounds
+
     def canonical_hash(self, inputs: Mapping[str, str] | None = None) -> str:
         """Ten hex digits over everything that may change a result.
 
@@ -344,6 +355,11 @@ def _check_together(config: Config) -> None:
             "--weights imagenet: model 'small' has no such weights; use a larger --model such as "
             "resnet18, or --weights none"
         )
+    if config.model == "densenet121" and config.image_size < LEAST_DENSENET:
+        raise UserError(
+            f"--image-size {config.image_size}: densenet121 shrinks such images to nothing; use "
+            f"--image-size {LEAST_DENSENET} or more"
+        )
     _check_name(config.name)
     if config.dataset == "csv" and config.data_dir is None:
         raise UserError("--dataset csv: give the folder with your files as --data-dir DIR")
@@ -352,12 +368,23 @@ def _check_together(config: Config) -> None:
             f"--attackers {config.attackers}: there are {config.clients} clients only; give fewer "
             "attackers or more --clients"
         )
+    if config.attack != "none" and config.attackers == config.clients:
+        raise UserError(
+            f"--attackers {config.attackers}: then all {config.clients} clients attack and nothing "
+            f"honest is left; {_fewer_attackers(config.clients)}"
+        )
     if config.suppress_outliers and config.aggregator in RANKING:
         raise UserError(
             f"--suppress-outliers: {config.aggregator} does not weigh clients; leave one of the "
             "two out or choose mean, uniform, geometric, clip or classwise"
         )
     worker_count(config, 1)
+
+
+def _fewer_attackers(clients: int) -> str:
+    if clients == 1:
+        return "use --attack none, or two --clients or more"
+    return f"give at most {clients - 1}, or more --clients"
 
 
 def _aggregator_parameters(config: Config) -> dict[str, float]:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from utils_.datasets.base import TEST, VAL, ImageDataset
+from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
 from utils_.diagnostics import label_counts, pool
 from utils_.labels import Oracle
 from utils_.metrics import Metrics, annotated_missing_means, multilabel_metrics
+from utils_.one_sided import one_sided
 from utils_.runlog import label_picture
 from utils_.scenario import Scenario
 from utils_.thresholds import best_thresholds, tuned_metrics
+from utils_.truth import Reference, truth_summary
 
 SHOWN_IMAGES = 6
 
@@ -31,6 +33,7 @@ class Evaluator:
         annotated: (K, C) bool, which site annotates which class; a negative that is only assumed
             annotates none.
         predict_rows: as :class:`src.models.Predictor`; a runner may take its place.
+        truth: what labels and predictions are judged by, see ``utils_.truth.truth_summary``.
     """
 
     def __init__(
@@ -38,8 +41,17 @@ class Evaluator:
         dataset: ImageDataset,
         scenario: Scenario,
         predict_rows: Callable[[Tensor, np.ndarray], np.ndarray],
+        *,
+        truth: Reference,
     ) -> None:
-        self._oracle = Oracle(dataset.labels, scenario.noisy)
+        """Take what the scenario's training labels are judged by, ``truth``.
+
+        Predictions are judged by verified labels, and by those of the files where there are none.
+        """
+        training = (scenario.part == TRAIN)[:, None]
+        known = np.where(training, truth.labels, dataset.best_known)
+        self._oracle = Oracle(known, scenario.noisy)
+        self.truth = truth_summary(dataset, scenario.part, truth)
         self._classes = dataset.classes
         self._images, self.predict_rows = dataset.images, predict_rows
         self._rows = {part: np.flatnonzero(scenario.part == part) for part in (VAL, TEST)}
@@ -51,6 +63,10 @@ class Evaluator:
     def has(self, part: int) -> bool:
         """Whether the part has any image."""
         return len(self._rows[part]) > 0
+
+    def one_sided(self, part: int) -> dict[str, list[str]]:
+        """The classes that cannot be measured on the part, by what they lack."""
+        return one_sided(self._oracle.true(self._rows[part]), self._classes)
 
     def predict(self, vector: Tensor, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and true labels of the part's images, both (n, C).
@@ -113,6 +129,7 @@ class Evaluator:
             status=labels.status[chosen],
             true=self._oracle.true(rows[chosen]),
             classes=self._classes,
+            judge=str(self.truth["reference"]),
         )
 
     def _count(self, client: Client) -> dict[str, float]:

@@ -24,6 +24,7 @@ from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
 from src.models import FlatModel
 from src.option import flag
+from src.prospects import check_prospects
 from src.results import final_table
 from src.run_folder import (
     IMAGES,
@@ -57,6 +58,7 @@ from utils_.scenario import (
     training_sites,
 )
 from utils_.splits.plain import some
+from utils_.truth import reference
 
 # On resume these may change, because no result depends on them.
 MAY_CHANGE = {"device", "workers", "checkpoint_every", "cache_dir"}
@@ -78,6 +80,7 @@ def show(settings: dict[str, Any]) -> str:
         bare = replace(config, weights=config.weights_file or "none")
         model = _build_model(bare, dataset)
         scenario = _build_scenario(config, dataset, folder=None)
+        check_prospects(config, dataset, scenario)
     facts = {
         "run folder": str(run_folder(config, file_inputs(config, dataset))),
         "images": f"{len(dataset.files):,}",
@@ -89,7 +92,8 @@ def show(settings: dict[str, Any]) -> str:
     facts |= {title: f"{count / 1e6:,.1f} MB" for title, count in sizes.items()}
     lines = [f"{title:<20}{text}" for title, text in facts.items()]
     names = client_names(scenario, dataset, split=config.split)
-    table = client_table(scenario, dataset, names).to_string(index=False)
+    truth = reference(dataset, scenario, noise=bool(config.noise))
+    table = client_table(scenario, dataset, names, truth=truth).to_string(index=False)
     return "\n".join([config.to_yaml(), table, "", *lines])
 
 
@@ -218,7 +222,7 @@ def _rehearse(config: Config, listed: ImageDataset) -> FlatModel:
             f"--save-dir {save_dir}: {free / 1e6:.1f} MB free, the run needs about "
             f"{needed / 1e6:.1f} MB; free some space or choose another folder"
         )
-    _build_scenario(config, listed, folder=None)
+    check_prospects(config, listed, _build_scenario(config, listed, folder=None))
     return model
 
 
@@ -299,7 +303,8 @@ def _create_folder(
         draft.mkdir(parents=True)
         write_text(draft / "config.yaml", config.to_yaml())
         write_json(draft / "env.json", describe(ROOT) | settings)
-        table = client_table(scenario, dataset, simulation.names)
+        truth = reference(dataset, scenario, noise=bool(config.noise))
+        table = client_table(scenario, dataset, simulation.names, truth=truth)
         write_text(draft / "clients.csv", table.to_csv(index=False))
         table = assignment_table(scenario, dataset)
         write_text(draft / "assignments.csv", table.to_csv(index=False))

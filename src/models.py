@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch.optim.adamw import adamw
 from src.weights import load_weights
 from utils_.augment import Augmenter
 from utils_.errors import UserError
+from utils_.lone_image import spread_from_before
 from utils_.pixels import Pixels
 from utils_.rng import derive_seed
 
@@ -226,8 +228,10 @@ class FlatModel:
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a normalised batch, in bf16 autocast where the device is a GPU."""
+        alone = len(images) == 1 and self.module.training
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits: Tensor = self.module(images)
+            with spread_from_before(self.module) if alone else nullcontext():
+                logits: Tensor = self.module(images)
             return logits.float()
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils_.datasets.base import TEST
+from utils_.datasets.base import TEST, VAL
+from utils_.one_sided import count_labels
+from utils_.truth import VERIFIED, WORDS
+from utils_.uncertainty import Intervals, bootstrap_intervals, few
 
 if TYPE_CHECKING:
     from src.simulation import Simulation
@@ -15,15 +18,18 @@ if TYPE_CHECKING:
 
 LAST = 5  # rounds in the mean "last5"
 SHOWN = ("mAP", "macro_f1", "macro_recall", "balanced_accuracy", "macro_auroc")
+ROUGH_SHOWN = 8  # classes of few images below the table; result.json has all
 
 
 def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
     """Score the final and the selected model and collect what ``result.json`` holds of them."""
     config, history = simulation.config, simulation.history
-    final = simulation.evaluator.score(simulation.scored, TEST)
+    classes, evaluator = simulation.dataset.classes, simulation.evaluator
+    final = evaluator.score(simulation.scored, TEST)
     tested = [row for row in history if "test_mAP" in row]
-    probability, truth = simulation.evaluator.predict(simulation.scored, TEST)
-    log.pr_curves(probability, truth, classes=simulation.dataset.classes, step=config.rounds - 1)
+    probability, truth = evaluator.predict(simulation.scored, TEST)
+    log.pr_curves(probability, truth, classes=classes, step=config.rounds - 1)
+    models = len(simulation.scored.view(-1, simulation.scored.shape[-1]))
     return {
         "status": "done",
         "method": config.method,
@@ -35,14 +41,25 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
         "leaky": simulation.method.hidden_labels,
         "bound": simulation.method.true_labels,
         **({"sites": list(simulation.names.names)} if simulation.names.names else {}),
+        "warmup_only": config.never_starts,
         "rounds": config.rounds,
-        "classes": list(simulation.dataset.classes),
+        "classes": list(classes),
+        "not_measured": {
+            name: evaluator.one_sided(part)
+            for name, part in {"val": VAL, "test": TEST}.items()
+            if evaluator.has(part)
+        },
         "last": _test_part(history[-1]),
         "last5": _mean_rows([_test_part(row) for row in tested[-LAST:]]),
         "val_selected": _val_selected(simulation),
         "oracle_selected": _oracle_selected(tested),
-        "per_class": _per_class(final.per_class, simulation.dataset.classes),
+        "per_class": _per_class(
+            final.per_class,
+            classes,
+            _intervals(np.split(probability, models), np.split(truth, models)[0], config.seed),
+        ),
         "labels": _part(history[-1], "labels_"),
+        "truth": evaluator.truth,
         "seconds": sum(row["seconds"] for row in history),
         "seconds_per_round": float(np.median([row["seconds"] for row in history])),
         "bytes_up": int(sum(row["bytes_up"] for row in history)),
@@ -77,20 +94,32 @@ def _oracle_selected(tested: Sequence[dict[str, float]]) -> dict[str, float]:
     return _test_part(max(tested, key=lambda row: np.nan_to_num(row["test_mAP"], nan=-1)))
 
 
+def _intervals(
+    probabilities: Sequence[np.ndarray], truth: np.ndarray, seed: int
+) -> dict[int, Intervals]:
+    """Intervals of the classes whose scores rest on few images, by column."""
+    scarce = few(*count_labels(truth))
+    return {
+        c: bootstrap_intervals([own[:, c] for own in probabilities], truth[:, c], seed=seed)
+        for c in np.flatnonzero(scarce).tolist()
+    }
+
+
 def _per_class(
-    table: dict[str, np.ndarray], classes: Sequence[str]
-) -> dict[str, dict[str, float | None]]:
+    table: dict[str, np.ndarray], classes: Sequence[str], intervals: dict[int, Intervals]
+) -> dict[str, dict[str, Any]]:
     def number(value: float) -> float | None:
         return None if np.isnan(value) else float(value)
 
     return {
         name: {metric: number(column[c]) for metric, column in table.items()}
+        | {"few": c in intervals, "intervals": intervals.get(c)}
         for c, name in enumerate(classes)
     }
 
 
 def final_table(result: dict[str, Any]) -> str:
-    """The table shown at the end of a run: one line for each rule of selection."""
+    """The table shown at the end of a run: one line for each rule of selection, then remarks."""
     rules = {
         "last round": "last",
         "mean of last 5": "last5",
@@ -101,8 +130,52 @@ def final_table(result: dict[str, Any]) -> str:
     lines = [f"{'test set':<22}" + "".join(f"{title:>10}" for title in titles)]
     for title, key in rules.items():
         if result[key] is not None:
-            numbers = "".join(f"{result[key][name]:>10.4f}" for name in SHOWN)
+            numbers = "".join(f"{digits(result[key][name]):>10}" for name in SHOWN)
             lines.append(f"{title:<22}{numbers}")
+    lines += _not_measured(result) + _rough(result["per_class"])
+    if "truth" in result:  # runs of older versions do not say
+        lines.append(_judged(**result["truth"]))
+    if result.get("warmup_only"):
+        lines.append("WARM-UP ONLY: the method's own part never started; see --warmup-rounds")
     if result["leaky"]:
         lines.append("LEAKY: this run used labels hidden from its sites; never compare it as equal")
     return "\n".join(lines)
+
+
+def digits(value: float | None) -> str:
+    """Four digits; a dash where nothing could be measured."""
+    return "-" if value is None or np.isnan(value) else f"{value:.4f}"
+
+
+def _judged(reference: str, train_cells: int, val_cells: int, test_cells: int) -> str:
+    """By what the numbers of this run were judged."""
+    text = WORDS[reference]
+    if reference == VERIFIED:
+        text += f" ({train_cells:,} cells; {val_cells:,} in val, {test_cells:,} in test)"
+    return text
+
+
+def _not_measured(result: dict[str, Any]) -> list[str]:
+    """Which classes are in no mean, and why."""
+    found = result.get("not_measured", {}).get("test", {})  # runs of older versions have none
+    why = {"no_positive": "without a positive", "no_negative": "without a negative"}
+    texts = [f"{text}: {', '.join(found[kind])}" for kind, text in why.items() if found.get(kind)]
+    if not texts:
+        return []
+    total = len(result["classes"])
+    measured = total - sum(map(len, found.values()))
+    return [f"{measured} of {total} classes could be measured; {'; '.join(texts)}"]
+
+
+def _rough(per_class: dict[str, dict[str, Any]]) -> list[str]:
+    """AP with its interval where it rests on few images."""
+    rough = {name: own for name, own in per_class.items() if own.get("few")}
+    lines = [_rough_line(name, own) for name, own in list(rough.items())[:ROUGH_SHOWN]]
+    more = len(rough) - len(lines)
+    return lines + [f"rough: {more} more classes, see per_class in result.json"] * (more > 0)
+
+
+def _rough_line(name: str, own: dict[str, Any]) -> str:
+    low, high = own["intervals"]["ap"]
+    images = f"{own['positives']:.0f} positives in {own['evaluated']:.0f} images"
+    return f"rough: {name} AP {digits(own['ap'])} ({digits(low)} to {digits(high)}), {images}"

@@ -30,6 +30,7 @@ from utils_.environment import peak_rss_mb, processor_count
 from utils_.errors import UserError
 from utils_.labels import LabelState
 from utils_.scenario import Scenario, client_names
+from utils_.truth import reference
 
 if TYPE_CHECKING:
     from utils_.runlog import RunLog
@@ -60,7 +61,9 @@ class Simulation:
         augmenter = Augmenter(*channel_statistics(dataset.images, train_rows))
         attack = draw_attack(config)
         self.predictor = Predictor(model, dataset.images, augmenter)
-        self.evaluator = Evaluator(dataset, attack.scenario(scenario), self.predictor)
+        truth = reference(dataset, scenario, noise=config.corrupts)
+        attacked = attack.scenario(scenario)
+        self.evaluator = Evaluator(dataset, attacked, self.predictor, truth=truth)
         self.clients = build_clients(dataset, scenario, self.method, augmenter, attack=attack)
         self.names = client_names(scenario, dataset, split=config.split)
         for client in self.clients:
@@ -262,7 +265,7 @@ def build_clients(
     attack: Attack = NO_ATTACK,
 ) -> list[Client]:
     """Give every site its images and its own view of the labels, and nothing else."""
-    observed = dataset.labels if method.true_labels else scenario.observed
+    observed = dataset.best_known if method.true_labels else scenario.observed
     observed = attack.labels(observed, scenario.client)
     clients = []
     for index in range(method.plan.clients):

@@ -97,6 +97,7 @@ def make_dataset(*, classes: int = 4, size: int = 16, seed: int = 0) -> ImageDat
         groups=None,
         sites=None,
         image_key="tiny",
+        verified=labels,
     )
 
 
@@ -128,7 +129,7 @@ def flip(dataset: ImageDataset, scenario: Scenario, cells: np.ndarray) -> tuple:
     """The same federation with other true and noisy labels in the given cells."""
     true = np.where(cells, 1 - dataset.labels, dataset.labels)
     noisy = np.where(cells, 1 - scenario.noisy, scenario.noisy)
-    return replace(dataset, labels=true), replace(scenario, noisy=noisy)
+    return replace(dataset, labels=true, verified=true), replace(scenario, noisy=noisy)
 
 
 def make_config(method: str = "fedavg", **settings: Any) -> Config:

@@ -16,7 +16,7 @@ from utils_.metrics import THRESHOLD
 
 # figure: (count above the line, count below the line); left out where the latter is 0
 RATIOS = {
-    "noise_precision": ("flagged_and_noisy", "flagged_images"),
+    "noise_precision": ("flagged_and_noisy", "flagged_judged"),
     "noise_recall": ("flagged_and_noisy", "judged_noisy_images"),
     "noise_f1": ("flagged_and_noisy_twice", "flagged_plus_noisy"),
     "noise_auroc": ("noise_pairs_won", "noise_pairs"),
@@ -62,7 +62,7 @@ def label_counts(
 
     Args:
         labels: the client's labels, n images by C classes.
-        true: (n, C) of 0, 1 and NaN where the files give none; such cells are left out.
+        true: (n, C) of 0, 1 and NaN where nobody knows; such cells are in the counts alone.
         noise: (n, C) bool, cells that the simulation made wrong. A cell counts only where this
             client's observed value is wrong too: the clean-label bound is given true values.
         noise_score: (n,) higher where the method finds an image more suspect, NaN where it has no
@@ -84,7 +84,8 @@ def label_counts(
     counts = {"annotated_cells": judged_cells.sum(), "noisy_cells": noisy_cells.sum()}
     counts |= _target_counts(labels, true)
     if flagged is not None:
-        counts |= _flag_counts(np.asarray(flagged, dtype=bool) & judged, noisy)
+        flagged = np.asarray(flagged, dtype=bool) & labels.annotated.any(axis=1)
+        counts |= {"flagged_images": flagged.sum()} | _flag_counts(flagged & judged, noisy)
     given = judged_cells & (labels.observed == 1)
     if noise_score is not None:
         score = np.asarray(noise_score)
@@ -183,7 +184,7 @@ def _flag_counts(flagged: np.ndarray, noisy: np.ndarray) -> dict[str, int]:
         int(np.count_nonzero(images)) for images in (flagged, noisy, flagged & noisy)
     )
     return {
-        "flagged_images": claimed,
+        "flagged_judged": claimed,
         "judged_noisy_images": wrong,
         "flagged_and_noisy": both,
         "flagged_and_noisy_twice": 2 * both,

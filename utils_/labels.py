@@ -91,15 +91,18 @@ class LabelState:
 
 
 class Oracle:
-    """The truth of a simulation. Held by the evaluator alone; nothing that trains may reach it."""
+    """The truth, as far as it is known. Held by the evaluator alone, out of reach of training."""
 
     def __init__(self, true: np.ndarray, noisy: np.ndarray) -> None:
-        """Take the labels of all images: ``true`` (N, C) and ``noisy`` (N, C) before masking."""
+        """Take the labels of all images: ``true`` (N, C) and ``noisy`` (N, C) before masking.
+
+        ``true`` is NaN where nobody knows; ``noisy`` where the files give none.
+        """
         self._true = np.array(true, dtype=np.float32)
         self._noisy = np.array(noisy, dtype=np.float32)
 
     def true(self, rows: np.ndarray) -> np.ndarray:
-        """(rows, C) true labels of the given images, NaN where the files give none."""
+        """(rows, C) true labels of the given images, NaN where nobody knows."""
         labels: np.ndarray = self._true[rows]
         return labels
 

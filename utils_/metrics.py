@@ -17,7 +17,8 @@ class Metrics:
     Attributes:
         overall: ``mAP``, ``macro_f1``, ``macro_recall``, ``macro_precision``,
             ``balanced_accuracy``, ``macro_auroc``, ``hamming_loss``, ``ece``,
-            ``classes_evaluated``, ``classes_without_positives``.
+            ``classes_evaluated``, ``classes_without_positives``, ``classes_without_negatives``;
+            the three counts add up to C.
         per_class: (C,) arrays ``ap``, ``auroc``, ``precision``, ``recall``, ``f1``,
             ``balanced_accuracy``, ``positives``, ``evaluated`` (images with a known cell).
     """
@@ -32,12 +33,11 @@ def multilabel_metrics(probability: np.ndarray, truth: np.ndarray) -> Metrics:
     Per class, over the images whose cell is known:
 
     - average precision and AUROC as scikit-learn defines them: tied scores count as one threshold;
-    - at threshold 0.5 (``>=``) precision, recall and F1, where 0/0 counts as 0;
+    - at threshold 0.5 (``>=``) precision (0 where nothing is predicted), recall and F1;
     - balanced accuracy at that threshold, the mean of the true positive and the true negative rate.
 
-    AP of a class without positives is NaN. So are AUROC and balanced accuracy of a class without
-    positives or without negatives. Means over classes leave out the classes without positives, for
-    AUROC and balanced accuracy also those without negatives.
+    In a class without known positives or without known negatives nothing can be measured: of
+    positives alone every ranking is perfect. All its numbers are NaN, and no mean counts it.
 
     Over all known cells: ``hamming_loss``, and ``ece``, the expected calibration error (Guo et al.,
     ICML 2017) of the probability of presence. It is the mean of |mean probability - share present|
@@ -59,10 +59,18 @@ def multilabel_metrics(probability: np.ndarray, truth: np.ndarray) -> Metrics:
     predicted = probability >= THRESHOLD
     per_class = {"ap": ap, "auroc": auroc}
     per_class |= _thresholded(predicted, positive, known, evaluated=evaluated)
+    measured = measurable(positives, evaluated)
+    per_class = {name: np.where(measured, column, np.nan) for name, column in per_class.items()}
     per_class |= {"positives": positives, "evaluated": evaluated}
     return Metrics(
         _overall(per_class) | _over_cells(probability, predicted, positive, known), per_class
     )
+
+
+def measurable(positives: np.ndarray, evaluated: np.ndarray) -> np.ndarray:
+    """(C,) bool: classes with a positive and a negative among the images whose cell is known."""
+    both: np.ndarray = (positives > 0) & (positives < evaluated)
+    return both
 
 
 def annotated_missing_means(per_class_ap: np.ndarray, annotated: np.ndarray) -> dict[str, float]:
@@ -195,25 +203,26 @@ def _thresholded(
     specificity = _ratio(negatives - (claimed - hits), negatives)
     return {
         "precision": _ratio(hits, claimed, undefined=0),
-        "recall": _ratio(hits, positives, undefined=0),
-        "f1": _ratio(2 * hits, claimed + positives, undefined=0),
+        "recall": sensitivity,
+        "f1": _ratio(2 * hits, claimed + positives),
         "balanced_accuracy": (sensitivity + specificity) / 2,
     }
 
 
 def _overall(per_class: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over the classes that have positives (and negatives, where the metric needs them)."""
+    """Means over the classes that have positives and negatives, and how many have not."""
     present = per_class["positives"] > 0
-    both = present & (per_class["positives"] < per_class["evaluated"])
+    both = measurable(per_class["positives"], per_class["evaluated"])
     return {
-        "mAP": _mean(per_class["ap"][present]),
-        "macro_f1": _mean(per_class["f1"][present]),
-        "macro_recall": _mean(per_class["recall"][present]),
-        "macro_precision": _mean(per_class["precision"][present]),
+        "mAP": _mean(per_class["ap"][both]),
+        "macro_f1": _mean(per_class["f1"][both]),
+        "macro_recall": _mean(per_class["recall"][both]),
+        "macro_precision": _mean(per_class["precision"][both]),
         "balanced_accuracy": _mean(per_class["balanced_accuracy"][both]),
         "macro_auroc": _mean(per_class["auroc"][both]),
-        "classes_evaluated": float(present.sum()),
+        "classes_evaluated": float(both.sum()),
         "classes_without_positives": float((~present).sum()),
+        "classes_without_negatives": float((present & ~both).sum()),
     }
 
 

@@ -300,39 +300,6 @@ def _last(cells: HidableCells, visible: np.ndarray, key: np.ndarray) -> np.ndarr
     return last
 
 
-# ---- what is left
-
-
-def report_one_sided(observed: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Warn of classes that no training image has a label for, or labels of one kind alone.
-
-    Such a class is named once. Hiding never takes a class from all sites, blanks in the files may.
-
-    Args:
-        observed: (n, C) what the sites read: 0, 1 and NaN = missing.
-        classes: C names.
-    """
-    negative, positive = (observed == 0).any(axis=0), (observed == 1).any(axis=0)
-    nowhere, missing = ~negative & ~positive, np.isnan(observed).any(axis=0)
-    lacking = {"negative": positive & ~negative, "positive": negative & ~positive}
-    if nowhere.any():
-        names = _named(nowhere, classes)
-        logger.warning("no client annotates %s: blank in the files where it is not hidden", names)
-    found = [
-        f"{kind} of {_named(cells, classes)}" for kind, cells in lacking.items() if cells.any()
-    ]
-    if found:
-        advice = "; --assume-negative takes missing cells for negatives"
-        helps = (lacking["negative"] & missing).any()
-        logger.warning(
-            "no site has an annotated %s%s", ", or ".join(found), advice if helps else ""
-        )
-
-
-def _named(chosen: np.ndarray, classes: tuple[str, ...]) -> str:
-    return ", ".join(name for name, one in zip(classes, chosen, strict=True) if one)
-
-
 def _is_count(missing: float | int) -> bool:
     return isinstance(missing, Integral) and not isinstance(missing, bool)
 

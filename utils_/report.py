@@ -175,6 +175,8 @@ def _method_labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             if any(str(other.get(name)) != str(value) for other in alike)
         }
         text = str(run["method"]) + "".join(f" {name}={value}" for name, value in own.items())
+        # As text, because runs that are older than this mark have NaN there.
+        text += " (warm-up only)" * (str(run.get("warmup_only")) == "True")
         labels.append(text + " (leaky)" * bool(run["leaky"]) + " (bound)" * bool(run["bound"]))
     return labels
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from utils_.files import write_text
 from utils_.labels import CORRECTED, MISSING, PSEUDO
+from utils_.truth import DRAWN, FILES, UNKNOWN, VERIFIED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,12 @@ OVERVIEW = {
 }
 
 PICTURES, PICTURE_LINES = 6, 8
+JUDGES = {  # {what labels are judged by: (head of the column, how the title calls it)}
+    DRAWN: ("truth", "the truth"),
+    VERIFIED: ("verified", "verified labels, where there are any"),
+    FILES: ("file", "the files' labels, which nobody has verified"),
+    UNKNOWN: ("truth", "no truth: it is unknown, since nobody has verified the labels"),
+}
 RIGHT, WRONG, NO_LABEL = "#0072b2", "#d55e00", "#767676"  # told apart by colour-blind readers too
 
 
@@ -118,7 +125,7 @@ class RunLog:
     ) -> None:
         """Write one precision-recall curve a class, under ``pr/<class>``.
 
-        Unknown cells (NaN) are left out, and so are classes without positives.
+        Unknown cells (NaN) are left out, and so are classes without positives or negatives.
 
         Args:
             probability: (N, C) in [0, 1].
@@ -129,7 +136,7 @@ class RunLog:
         for column, name in enumerate(classes):
             known = ~np.isnan(truth[:, column])
             labels = truth[known, column].astype(bool)
-            if labels.any():
+            if labels.any() and not labels.all():
                 self._writer.add_pr_curve(
                     f"pr/{name}", labels, np.asarray(probability)[known, column], step
                 )
@@ -212,6 +219,7 @@ def label_picture(
     status: np.ndarray,
     true: np.ndarray,
     classes: Sequence[str],
+    judge: str = DRAWN,
 ) -> Figure:
     """Draw a few images beside what became of their labels: observed -> now, against the truth.
 
@@ -225,6 +233,7 @@ def label_picture(
         status: (n, C), a cell's status as in ``utils_.labels``.
         true: (n, C) of 0, 1 and NaN = unknown.
         classes: C names.
+        judge: where ``true`` comes from, a key of ``utils_.truth.WORDS``.
     """
     from matplotlib.figure import Figure
 
@@ -232,7 +241,7 @@ def label_picture(
     rows = max(-(-count // 2), 1)
     figure = Figure(figsize=(13, 2.6 * rows + 0.9), layout="constrained")
     figure.suptitle(
-        "Labels as observed, as training sees them now, and the truth\n"
+        f"Labels as observed, as training sees them now, and {JUDGES[judge][1]}\n"
         "blue ✓ right   orange ✗ wrong   grey: no label, or truth unknown   blank: not annotated",
         fontsize=11,
     )
@@ -242,7 +251,8 @@ def label_picture(
     for i in range(count):
         picture, table = axes[i // 2, 2 * (i % 2) : 2 * (i % 2) + 2]
         picture.imshow(images[i])
-        _draw_labels(table, _label_lines(observed[i], target[i], status[i], true[i], classes))
+        lines = _label_lines(observed[i], target[i], status[i], true[i], classes)
+        _draw_labels(table, [("class", "observed → now", JUDGES[judge][0], NO_LABEL), *lines])
     return figure
 
 
@@ -258,7 +268,8 @@ def _label_lines(
     wrong = labelled & known & (now != (true == 1))
     changed = (status == PSEUDO) | (status == CORRECTED)
     changed &= now | (np.nan_to_num(observed) >= 0.5)
-    interest = 4 * wrong + 2 * changed + (true == 1)
+    present = np.where(known, true == 1, labelled & now)
+    interest = 4 * wrong + 2 * changed + present
     order = np.argsort(-interest, kind="stable")
     shown = order[interest[order] > 0][:PICTURE_LINES]
     lines = []
@@ -269,24 +280,24 @@ def _label_lines(
         colour = (WRONG if wrong[c] else RIGHT) if labelled[c] and known[c] else NO_LABEL
         lines.append((str(classes[c]), before + after, truth, colour))
     rest = np.setdiff1d(order, shown)
-    return [*lines, (_rest_text(wrong[rest], (labelled & known)[rest]), "", "", NO_LABEL)]
+    return [*lines, (_rest_text(wrong[rest], labelled[rest], known[rest]), "", "", NO_LABEL)]
 
 
-def _rest_text(wrong: np.ndarray, judged: np.ndarray) -> str:
+def _rest_text(wrong: np.ndarray, labelled: np.ndarray, known: np.ndarray) -> str:
     counts = {
-        "right": np.count_nonzero(judged & ~wrong),
+        "right": np.count_nonzero(labelled & known & ~wrong),
         "wrong": np.count_nonzero(wrong),
-        "unlabelled": np.count_nonzero(~judged),
+        "unlabelled": np.count_nonzero(~labelled),
+        "of unknown truth": np.count_nonzero(labelled & ~known),
     }
     parts = [f"{count} {name}" for name, count in counts.items() if count]
     return "others: " + ", ".join(parts) if parts else ""
 
 
 def _draw_labels(axis: Axes, lines: Sequence[tuple[str, str, str, str]]) -> None:
-    """Write a small table, one line a cell, into an empty axis."""
-    header = ("class", "observed → now", "truth", NO_LABEL)
+    """Write a small table, a line a cell below its header, into an empty axis."""
     mark = {RIGHT: "✓", WRONG: "✗", NO_LABEL: ""}
-    for i, (name, label, truth, colour) in enumerate((header, *lines)):
+    for i, (name, label, truth, colour) in enumerate(lines):
         height = 0.93 - i / (PICTURE_LINES + 2)
         name = name if len(name) <= 20 or not truth else name[:19] + "…"
         for x, text in ((0, name), (0.5, label), (0.84, truth), (0.93, mark[colour])):

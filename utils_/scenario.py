@@ -20,13 +20,15 @@ import numpy as np
 from utils_.datasets.base import PART_NAMES, TRAIN, ImageDataset
 from utils_.errors import UserError
 from utils_.files import atomic_path
-from utils_.missing import report_one_sided, visible_cells
+from utils_.missing import visible_cells
 from utils_.noise import add_noise, client_rates
+from utils_.one_sided import report_one_sided
 from utils_.site_names import SiteNames
 from utils_.splits import Deal, assign_clients, cut_parts
 from utils_.splits.base import training_groups
 from utils_.splits.file import read_split
 from utils_.splits.plain import sites_of_groups
+from utils_.truth import UNKNOWN, VERIFIED, Reference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,32 +190,36 @@ def _sites_in(dataset: ImageDataset, part: np.ndarray) -> tuple[str, ...]:
 
 
 def client_table(
-    scenario: Scenario, dataset: ImageDataset, names: SiteNames = NO_NAMES
+    scenario: Scenario,
+    dataset: ImageDataset,
+    names: SiteNames = NO_NAMES,
+    *,
+    truth: Reference,
 ) -> pd.DataFrame:
-    """One row for each client: what it holds and how flawed its labels are, as realised.
+    """One row for each client: what it holds and how flawed its labels are, as ``truth`` judges.
 
     ===================== ======================================================================
     client, site, images  its number, its name where it is a site, how many images it holds
     annotated             the classes with an annotated cell that is not assumed, joined by ``;``
     annotated_classes     how many these are
-    noise_samples         share of images with an annotated cell that differs from the file
-    noise_cells           share of annotated cells that differ (NaN without any); blank in the file
-                          counts nowhere
+    noise_samples         share of images with an annotated cell that differs from the truth
+    noise_cells           share of annotated cells that differ (NaN without any)
     omission              share of annotated positives written as negative (NaN without any)
     commission            share of annotated negatives written as positive (NaN without any)
     missing_cells         share of cells that are not annotated
     assumed               share of cells that are assumed to be negative
     ===================== ======================================================================
+
+    Cells of unknown truth count in none of the four shares of flaws. Where a client has nothing
+    but such cells, the four are the word ``unknown``.
     """
     import pandas as pd
 
-    judged = scenario.annotated & ~np.isnan(dataset.labels)
-    wrong = judged & (scenario.noisy != dataset.labels)
     table = []
     for client in range(scenario.client.max() + 1):
         rows = scenario.rows(client)
-        annotated, differs, assumed = judged[rows], wrong[rows], scenario.assumed[rows]
-        seen, true = (annotated & ~assumed).any(axis=0), dataset.labels[rows]
+        assumed = scenario.assumed[rows]
+        seen = (scenario.annotated[rows] & ~assumed).any(axis=0)
         table.append(
             {
                 "client": client,
@@ -221,15 +227,29 @@ def client_table(
                 "images": len(rows),
                 "annotated": ";".join(np.array(dataset.classes, dtype=object)[seen]),
                 "annotated_classes": int(seen.sum()),
-                "noise_samples": float(differs.any(axis=1).mean()),
-                "noise_cells": _share(differs[annotated]),
-                "omission": _share(differs[annotated & (true == 1)]),
-                "commission": _share(differs[annotated & (true == 0)]),
+                **_flaws(scenario, truth, rows),
                 "missing_cells": float((~scenario.annotated[rows]).mean()),
                 "assumed": float(assumed.mean()),
             }
         )
     return pd.DataFrame(table)
+
+
+def _flaws(scenario: Scenario, truth: Reference, rows: np.ndarray) -> dict[str, float | str]:
+    """Shares of wrong labels among those of one client."""
+    true, annotated = truth.labels[rows], scenario.annotated[rows]
+    judged = annotated & ~np.isnan(true)
+    if annotated.any() and not judged.any():
+        return dict.fromkeys(("noise_samples", "noise_cells", "omission", "commission"), UNKNOWN)
+    differs = judged & (scenario.noisy[rows] != true)
+    # Where labels are verified in part, an image of which nothing is verified is no clean one.
+    images = judged.any(axis=1) if truth.kind == VERIFIED else np.ones(len(rows), dtype=bool)
+    return {
+        "noise_samples": _share(differs.any(axis=1)[images]),
+        "noise_cells": _share(differs[judged]),
+        "omission": _share(differs[judged & (true == 1)]),
+        "commission": _share(differs[judged & (true == 0)]),
+    }
 
 
 def _share(flags: np.ndarray) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,13 +12,11 @@ from src.config import resolve
 from src.job import load_dataset
 from utils_.datasets import DATASETS, default_folder
 from utils_.datasets.digest import labels_digest
+from utils_.datasets.verified import VERIFIED_FILE
 from utils_.errors import UserError
 from utils_.files import file_digest
-from utils_.rng import derive
 
 PLACE = "FEDNML_DATA"  # environment variable: a folder that holds one folder a data set
-VAL_SHARE = 0.15  # as --val-share
-Lines = list[list[str]]
 
 
 def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
@@ -59,28 +55,27 @@ def place_options(run: Run, folders: Mapping[str, Path], *, save_dir: Path) -> l
 
 
 def observed_folder(folder: Path, run: Run, inside: Path) -> Path:
-    """A folder as ``folder``, but training labels are those of the run's observed file.
+    """A folder of links as ``folder``, but training labels are those of the run's observed file.
 
-    Validation images, cut out by patient and seed, keep their true labels, as in every other
-    setting. The folder serves all runs of the setting and seed.
+    The true ones are its ``true_data.csv``: by them the program judges labels and the validation
+    images, and on them the clean bound trains. The folder serves all runs of the setting.
+
+    Raises:
+        UserError: the folder lacks one of the two files.
     """
-    # The digest is of what is copied; the rest are links, which follow their files.
-    copied = ("train_data.csv", str(run.observed), "groups.csv")
-    code = hashlib.sha256("".join(_digest(folder / name) for name in copied).encode()).hexdigest()
-    made = inside / f"{run.setting}-{Path(str(run.observed)).stem}-s{run.seed}-{code[:10]}"
+    made = inside / f"{run.setting}-{Path(str(run.observed)).stem}"
     if made.exists():
         return made
+    links = {"train_data.csv": str(run.observed), VERIFIED_FILE: "train_data.csv"}
+    for source in links.values():
+        if not (folder / source).exists():
+            raise UserError(f"{folder / source}: is absent; see data/README.md")
+    links |= {n: n for n in ("images", "test_data.csv", "groups.csv") if (folder / n).exists()}
     draft = made.with_name(f".{made.name}")
     shutil.rmtree(draft, ignore_errors=True)  # of a call that was killed
     draft.mkdir(parents=True)
-    for name in ("images", "test_data.csv", "groups.csv"):
-        if (folder / name).exists():
-            (draft / name).symlink_to(folder / name)
-    true, observed = _lines(folder / "train_data.csv"), _lines(folder / str(run.observed))
-    held_out = _validation(true, folder, seed=run.seed)
-    _write(draft / "val_data.csv", [true[0], *(x for x in true[1:] if x[0] in held_out)])
-    kept = [x for x in observed[1:] if x[0] not in held_out]
-    _write(draft / "train_data.csv", [observed[0], *kept])
+    for name, source in links.items():
+        (draft / name).symlink_to(folder / source)
     return draft.rename(made)
 
 
@@ -107,27 +102,3 @@ def _label_digest(name: str, observed: str | None, folders: Mapping[str, Path]) 
 
 def _digest(path: Path) -> str:
     return file_digest(path, "sha256") if path.is_file() else ""
-
-
-def _validation(lines: Lines, folder: Path, *, seed: int) -> set[str]:
-    """Names of the images of a share of the patients."""
-    path = folder / "groups.csv"
-    patient = {row[0]: row[1] for row in (_lines(path)[1:] if path.exists() else [])}
-    group = {row[0]: patient.get(row[0], row[0]) for row in lines[1:]}
-    patients = sorted(set(group.values()))
-    order = derive(seed, "compare", "val").permutation(len(patients))
-    chosen = {patients[place] for place in order[: round(VAL_SHARE * len(patients))]}
-    return {image for image, who in group.items() if who in chosen}
-
-
-def _lines(path: Path) -> Lines:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [line for line in csv.reader(file) if line]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); see data/README.md") from error
-
-
-def _write(path: Path, lines: Lines) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)

@@ -58,6 +58,7 @@ class Method:
 
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017"
     summary: ClassVar[str] = "weighted mean of locally trained models"
+    first_phase: ClassVar[bool] = False  # its own part starts after --warmup-rounds
     second_view: ClassVar[str] = ""  # "weak" or "strong" asks for another view of every batch
     true_labels: ClassVar[bool] = False  # a bound: its sites are given true, complete labels
     exchange: ClassVar[bool] = True  # False in a bound whose sites send and receive nothing

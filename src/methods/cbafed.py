@@ -43,6 +43,7 @@ class CBAFed(SharedPriors):
 
     paper = "Li, Li and Wang, CVPR 2023"
     summary = "class-balanced thresholds for pseudo-labels, models weighted by labels in use"
+    first_phase = True
     reported: ClassVar = {**SharedPriors.reported, "used": Expected((2, "classes"))}
 
     @dataclass(frozen=True)

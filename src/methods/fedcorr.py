@@ -19,8 +19,7 @@ Differences from the paper and its release:
 - A loss is taken relative to its class and label at the site, or images with findings would be
   those of large loss. The only positive of a class is therefore never doubted for it.
 - As published, images are chosen by loss first and must then pass the bar, here cell by cell.
-- The proximal norm is squared, unlike the release's, and AdamW moves all parameters: hence 0.01,
-  not 5. MixUp is milder than published (1), too.
+- The proximal norm is squared and AdamW moves all parameters: hence 0.01, not 5. MixUp is milder.
 - Half is no bar for a binary cell. The confidence is that of Clothing1M, and a sure absence lies
   that far below the class's odds, or rare findings would all be deleted (``balanced=false``).
 """
@@ -59,6 +58,7 @@ class FedCorr(Method):
 
     paper = "Xu et al., CVPR 2022"
     summary = "noisy sites by LID, relabelling, fine-tuning on clean sites, then all"
+    first_phase = True
     reported: ClassVar = {
         "lid": Expected((2,), unknown=True, optional=True),
         "noise_level": Expected((), optional=True),

@@ -52,6 +52,7 @@ class FedELC(Method):
 
     paper = "Jiang et al., CIKM 2024"
     summary = "finds noisy sites, which learn their labels by gradient"
+    first_phase = True
     reported: ClassVar = TOLD
 
     @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class FedMLP(SharedPriors):
 
     paper = "Sun et al., MICCAI 2024"
     summary = "teacher on missing classes, then labels tagged by global class prototypes"
+    first_phase = True
     second_view = "weak"
     reported: ClassVar = {
         **SharedPriors.reported,

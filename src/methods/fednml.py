@@ -62,6 +62,7 @@ class FedNML(SharedPriors):
 
     paper = "FedNML, 2025"
     summary = "doubtful labels count less, missing classes pseudo-labelled, adjusted logits, margin"
+    first_phase = True
 
     @dataclass(frozen=True)
     class Params:

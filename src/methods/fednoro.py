@@ -55,6 +55,7 @@ class FedNoRo(Method):
 
     paper = "Wu et al., IJCAI 2023"
     summary = "finds noisy sites, which are distilled into and averaged by distance"
+    first_phase = True
     reported: ClassVar = TOLD
 
     @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class RoFL(Method):
 
     paper = "Yang et al., IEEE Intelligent Systems 2022"
     summary = "shared class centroids judge labels, global pseudo-labels replace them"
+    first_phase = True
     reported: ClassVar = {
         "sums": Expected((2, "classes", "features")),
         "counts": Expected((2, "classes")),

@@ -47,6 +47,7 @@ class RSCFed(Method):
 
     paper = "Liang et al., CVPR 2022"
     summary = "mean of distance-weighted random groups; teacher consistency on missing cells"
+    first_phase = True
     second_view = "weak"
 
     @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,16 @@ import numpy as np
 import pytest
 import yaml
 from scipy import stats
-from tiny import ROOT
+from tiny import ROOT, load, make_config
 
 from scripts import compare
 from scripts.protocol_code import data, pool, rows
 from scripts.protocol_code.plan import Protocol, read_protocol
 from scripts.protocol_code.tables import show
 from utils_.errors import UserError
+from utils_.scenario import ScenarioSettings, build_scenario, client_table
 from utils_.statistics import average_ranks, holm, paired_difference
+from utils_.truth import reference
 
 FILES = ROOT / "scripts" / "protocol"
 SMALL = FILES / "small.yaml"
@@ -303,6 +304,56 @@ def test_the_run_asks_for_it(
 # ---- data
 
 
+@pytest.fixture
+def odir(tmp_path: Path) -> Path:
+    """80 images of 40 patients; the observed labels are wrong in a quarter of them."""
+    folder = tmp_path / "odir"
+    (folder / "images").mkdir(parents=True)
+    names = [f"{n}_{side}.jpg" for n in range(40) for side in ("left", "right")]
+    for name, wrong in (("train_data", False), ("train_observed", True), ("test_data", False)):
+        labels = [int(n % 2 == 0) ^ (wrong and n % 4 == 0) for n in range(80)]
+        rows = [
+            f"{name.partition('_')[0]}_{image},{y}" for image, y in zip(names, labels, strict=True)
+        ]
+        (folder / f"{name}.csv").write_text("\n".join(["Image Index,N", *rows]))
+    groups = [f"train_{image},{image.partition('_')[0]}" for image in names]
+    (folder / "groups.csv").write_text("\n".join(["Image Index,patient_id", *groups]))
+    return folder
+
+
+def test_observed_labels_train_and_true_ones_judge(
+    tmp_path: Path, odir: Path, protocol: Protocol
+) -> None:
+    datasets = {}
+    for method in ("fedavg", "clean"):
+        run = protocol.run(method, 0, setting="odir-observed", seed=7)
+        folder = data.place_options(run, {"odir": odir}, save_dir=tmp_path)[1]
+        datasets[method] = load("csv", data_dir=Path(folder), labels_only=True)
+    seen, bound = datasets["fedavg"], datasets["clean"]
+    train = np.arange(160) < 80
+    assert (seen.labels != seen.verified)[train].mean() == 0.25
+    np.testing.assert_array_equal(bound.labels, seen.best_known)  # the same images, true labels
+    np.testing.assert_array_equal(bound.labels[train], seen.verified[train])
+    assert np.isnan(seen.verified[~train]).all()  # the test file is the true one
+    scenario = build_scenario(seen, make_config(data_seed=7).part(ScenarioSettings), folder=None)
+    judge = reference(seen, scenario, noise=False)
+    assert judge.kind == "verified"
+    table = client_table(scenario, seen, truth=judge)
+    assert np.average(table["noise_cells"], weights=table["images"]) == pytest.approx(0.25, abs=0.1)
+
+
+def test_the_observed_folder_serves_every_seed_and_needs_both_files(
+    tmp_path: Path, odir: Path, protocol: Protocol
+) -> None:
+    runs = [protocol.run("fedavg", 0, setting="odir-observed", seed=seed) for seed in (7, 8)]
+    places = [data.place_options(run, {"odir": odir}, save_dir=tmp_path) for run in runs]
+    assert places[0] == places[1]
+    (odir / "train_observed.csv").unlink()
+    with pytest.raises(UserError, match=r"train_observed.csv: is absent; see data/README.md"):
+        data.place_options(runs[0], {"odir": odir}, save_dir=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def write_odir(folder: Path) -> Path:
     """Label files as ODIR's, without images: all are 0 in truth, and seen as 1 in training."""
     (folder / "images").mkdir(parents=True)
@@ -323,27 +374,8 @@ def _write_labels(path: Path, classes: Sequence[str], names: Sequence[str], *, l
     path.write_text("\n".join(lines))
 
 
-def test_observed_labels_train_and_true_ones_validate(tmp_path: Path, protocol: Protocol) -> None:
-    source = write_odir(tmp_path / "odir")
-    run = protocol.run("fedavg", 0, setting="odir-observed", seed=7)
-    options = data.place_options(run, {"odir": source}, save_dir=tmp_path)
-    train = read(Path(options[1]) / "train_data.csv")
-    val = read(Path(options[1]) / "val_data.csv")
-    assert {row["N"] for row in train} == {"1"}
-    assert {row["N"] for row in val} == {"0"}
-    patients = [{row["Image Index"].partition("_")[0] for row in part} for part in (train, val)]
-    assert not patients[0] & patients[1]
-    assert (len(train), len(val)) == (68, 12)
-    bound = protocol.run("clean", 0, setting="odir-observed", seed=7)
-    folder = Path(data.place_options(bound, {"odir": source}, save_dir=tmp_path)[1])
-    assert {row["N"] for row in read(folder / "train_data.csv")} == {"0"}
-    assert (folder / "val_data.csv").read_text() == (Path(options[1]) / "val_data.csv").read_text()
-
-
-def test_changed_labels_make_another_folder_and_stop_on_old_rows(
-    tmp_path: Path, protocol: Protocol
-) -> None:
-    """Links made for the labels of yesterday were taken again, and rows of theirs for finished."""
+def test_changed_labels_are_linked_and_stop_on_old_rows(tmp_path: Path, protocol: Protocol) -> None:
+    """Rows of the labels of yesterday were taken for finished; links follow their files."""
     source = write_odir(tmp_path / "odir")
     run = protocol.run("fedavg", 0, setting="odir-observed", seed=7)
 
@@ -361,7 +393,7 @@ def test_changed_labels_make_another_folder_and_stop_on_old_rows(
     observed = source / "train_observed.csv"
     observed.write_text(observed.read_text().replace("0_left.jpg,1", "0_left.jpg,0", 1))
     after = state()
-    assert after[0] != before[0]
+    assert after[0] == before[0]
     assert after[1] != before[1]
     with pytest.raises(UserError, match="made with other labels"):
         rows.missing_runs([run], table, {run.identity: after[1]})

@@ -74,8 +74,9 @@ def test_prevalence_is_counted_from_the_files(folder, capsys):
     labels = tiny.make_dataset().labels
     for column in range(4):
         row = next(line for line in out.splitlines() if line.split()[:1] == [f"class{column}"])
-        _, positive, negative, blank, share, train, test = row.split()
+        _, positive, negative, blank, share, train, lacking, test, others = row.split()
         assert int(positive) == labels[:, column].sum() == int(train) + int(test)
+        assert int(negative) == int(lacking) + int(others)
         assert int(negative) == 60 - int(positive) and blank == "0"
         assert float(share) == pytest.approx(int(positive) / 60, abs=6e-4)
 
@@ -179,7 +180,7 @@ def test_runs_as_a_script_on_synthetic(tmp_path):
 
 
 def altered(**changes: object) -> ImageDataset:
-    return replace(tiny.make_dataset(), **changes)
+    return replace(tiny.make_dataset(), **{"verified": None} | changes)
 
 
 def texts(dataset: ImageDataset, *, wrong: bool) -> list[str]:
@@ -214,6 +215,49 @@ def test_classes_that_cannot_be_learnt_or_tested():
     assert "no positive image to test on: class2" in notes
     assert "1 images have no label at all" in notes
     assert texts(altered(labels=labels), wrong=True) == []
+
+
+def test_a_class_without_negatives_is_wrong_unless_blanks_count_as_negative():
+    labels, part = tiny.make_dataset().labels.copy(), tiny.make_dataset().part
+    labels[(part != TEST) & (labels[:, 1] == 0), 1] = np.nan  # 1 or blank, as CheXpert's columns
+    labels[(part == TEST) & (labels[:, 3] == 0), 3] = np.nan
+    text = "no negative image to learn from: class1; --assume-negative takes blank cells for 0"
+    assert texts(altered(labels=labels), wrong=True) == [text]
+    # followed, the advice works; the test part stays as it is
+    assert [f for f in examine(altered(labels=labels), assume_negative=True) if f.wrong] == []
+    assert "no negative image to test on: class3; write 0 where so" in texts(
+        altered(labels=labels), wrong=False
+    )
+
+
+def test_parts_and_clients_that_lack_a_kind_of_label(folder, capsys):
+    rows = tiny.read_table(folder / "train_data.csv")
+    for row in rows[1:]:
+        row[2] = "1" if row[2] == "1" else ""
+    tiny.write_table(folder / "train_data.csv", rows)
+    assert check(folder, "--clients", 3) == 1
+    out = capsys.readouterr().out
+    assert "WRONG: no negative image to learn from: class1; --assume-negative" in out
+    line = next(x for x in out.splitlines() if x.startswith("note: no annotated negative in "))
+    places = ("train", "val", "client 0", "client 1", "client 2")
+    assert line.removeprefix("note: no annotated negative in ").split("; ") == [
+        f"{place}: class1" for place in places
+    ]
+    assert "note: fewer than 10 annotated positives or negatives in val: class" in out
+    assert check(folder, "--clients", 3, "--assume-negative") == 0  # the advice
+    out = capsys.readouterr().out
+    assert "no annotated negative in val: class1\n" in out  # it fills training cells alone
+
+
+def test_verified_labels_are_counted():
+    dataset = tiny.make_dataset()
+    verified = np.full_like(dataset.labels, np.nan)
+    verified[:10, :2] = dataset.labels[:10, :2]
+    verified[0, 0] = 1 - verified[0, 0]
+    assert (
+        "20 cells of 10 images are verified; of those, 20 are annotated, 1 of them otherwise"
+        in texts(altered(verified=verified), wrong=False)
+    )
 
 
 def test_rules_of_the_data_set():

@@ -29,6 +29,7 @@ from utils_.scenario import (
     client_table,
 )
 from utils_.splits import SPLITS
+from utils_.truth import reference
 
 SETTINGS = {
     "clients": 4,
@@ -69,6 +70,11 @@ def from_labels(
         sites=sites,
         image_key="pixels",
     )
+
+
+def table_of(scenario: Scenario, dataset: ImageDataset, *, noise: bool = True) -> pd.DataFrame:
+    """The client table, against the files' labels where noise is simulated."""
+    return client_table(scenario, dataset, truth=reference(dataset, scenario, noise=noise))
 
 
 def build(dataset: ImageDataset, **changes: object) -> Scenario:
@@ -309,7 +315,7 @@ def test_classes_that_nobody_annotates_are_reported(caplog):
     with caplog.at_level(logging.WARNING, logger="fednml"):
         scenario = build(dataset)
     assert "no client annotates class_1, class_4" in caplog.text
-    assert "annotated" not in client_table(scenario, dataset)["annotated"].iloc[0]
+    assert "annotated" not in table_of(scenario, dataset)["annotated"].iloc[0]
     with_all = tiny()
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="fednml"):
@@ -353,9 +359,9 @@ def test_assumed_negatives_are_saved_and_read_only(tmp_path):
 
 def test_client_table_shows_what_is_assumed():
     dataset = tiny(300, 5, blank=0.1)
-    plain = client_table(build(dataset, missing=2, noise=0.0), dataset)
+    plain = table_of(build(dataset, missing=2, noise=0.0), dataset)
     scenario = build(dataset, missing=2, noise=0.0, assume_negative=True)
-    table = client_table(scenario, dataset)
+    table = table_of(scenario, dataset)
     assert (plain["assumed"] == 0).all()
     assert (table["missing_cells"] == 0).all()
     assert table["assumed"].to_numpy() == pytest.approx(plain["missing_cells"])
@@ -409,7 +415,7 @@ def test_each_class_is_in_one_warning(caplog):
 def test_client_table_against_a_loop_over_cells():
     dataset = tiny(300, 5, blank=0.1)
     scenario = build(dataset, missing=2)
-    table = client_table(scenario, dataset)
+    table = table_of(scenario, dataset)
     assert list(table["client"]) == [0, 1, 2, 3]
     for k, row in table.iterrows():
         samples = wrong = seen = cells = 0
@@ -436,10 +442,10 @@ def test_client_table_against_a_loop_over_cells():
 def test_client_table_tells_omissions_from_commissions():
     dataset = tiny(3000, 5)
     keywords = {"missing": 2, "noise_clients": "linear", "noise_low": 0.1, "noise": 0.7}
-    omitted = client_table(build(dataset, noise_type="omission", **keywords), dataset)
+    omitted = table_of(build(dataset, noise_type="omission", **keywords), dataset)
     assert omitted["omission"].to_numpy() == pytest.approx([0.1, 0.3, 0.5, 0.7], abs=0.12)
     assert (omitted["commission"] == 0).all()
-    added = client_table(build(dataset, noise_type="commission", **keywords), dataset)
+    added = table_of(build(dataset, noise_type="commission", **keywords), dataset)
     assert added["commission"].is_monotonic_increasing
     assert (added["omission"] == 0).all()
 
@@ -462,10 +468,10 @@ def test_instance_noise_reads_the_pixels_unless_it_is_a_dry_run():
 
 def test_client_table_without_flaws_or_labels():
     dataset = tiny()
-    table = client_table(build(dataset, noise=0.0, missing=0), dataset)
+    table = table_of(build(dataset, noise=0.0, missing=0), dataset)
     assert (table[["noise_samples", "noise_cells", "missing_cells"]] == 0).all(axis=None)
     dataset.labels[:] = np.nan
-    blank = client_table(build(dataset, missing=0), dataset)
+    blank = table_of(build(dataset, missing=0), dataset)
     assert blank[["noise_cells", "omission", "commission"]].isna().all(axis=None)
     assert (blank["annotated"] == "").all()
     assert (blank["missing_cells"] == 1).all()
@@ -507,7 +513,7 @@ def test_odir_label_files(noise_type):
     part = np.repeat([TRAIN, TEST], [len(table) for table in tables]).astype(np.uint8)
     dataset = from_labels(table.iloc[:, 1:].to_numpy(), groups=groups, part=part)
     scenario = build(dataset, split="dirichlet", noise_type=noise_type)
-    rates = client_table(scenario, dataset)
+    rates = table_of(scenario, dataset)
     assert (scenario.part == TEST).sum() == len(tables[1])
     assert abs((scenario.part == VAL).sum() - 0.1 * len(tables[0])) <= 2
     holders = pd.DataFrame({"group": groups, "client": scenario.client, "part": scenario.part})
@@ -528,7 +534,7 @@ def test_isic_centres_as_clients():
         from_labels(truth.to_numpy(), groups=lesions), sites=about["center"].to_numpy(dtype=str)
     )
     scenario = build(dataset, split="site")
-    table = client_table(scenario, dataset)
+    table = table_of(scenario, dataset)
     assert about["center"].nunique() == len(table) == 4
     train = scenario.part == TRAIN
     centres = np.array(sorted(about["center"].unique()))

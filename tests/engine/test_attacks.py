@@ -78,7 +78,19 @@ def test_more_attackers_than_clients_are_refused() -> None:
     with pytest.raises(UserError, match=r"--attackers 4: there are 3 clients"):
         make_config(attack="nan", attackers=4)
     assert make_config(attack="none", attackers=4).attackers == 4
-    assert make_config(attack="nan", attackers=3).attackers == 3
+    assert make_config(attack="nan", attackers=2).attackers == 2
+
+
+@pytest.mark.parametrize("attack", ["nan", "sign_flip", "gaussian", "label_flip"])
+def test_somebody_must_be_honest(attack: str) -> None:
+    with pytest.raises(UserError, match=r"--attackers 3: then all 3 clients.*give at most 2, or"):
+        make_config(attack=attack, attackers=3)
+    make_config(attack=attack, attackers=2)  # the advice
+    make_config(attack=attack, attackers=3, clients=4)
+    with pytest.raises(UserError, match=r"use --attack none, or two --clients or more"):
+        make_config(attack=attack, attackers=1, clients=1)
+    make_config(attack="none", attackers=1, clients=1)
+    make_config(attack=attack, attackers=1, clients=2)
 
 
 @pytest.mark.parametrize("aggregator", ["median", "trimmed", "krum", "multikrum"])
@@ -277,10 +289,11 @@ def test_a_run_under_attack_names_the_client(csv_data: Path, tmp_path: Path, cap
     assert all(row[header.index("flagged")] for row in rows)
 
 
-def test_a_run_in_which_all_attack_fails_with_code_3(
+def test_a_round_in_which_all_attack_fails_with_code_3(
     csv_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    options = {"method": "fedavg", "name": "hopeless", "attack": "nan", "attackers": 3}
+    options = {"method": "fedavg", "name": "hopeless", "attack": "nan", "attackers": 2}
+    options |= {"fraction": 0.4}  # one site a round, so a round may hear attackers alone
     assert call_main(command(csv_data, tmp_path, **options)) == 3
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert "NoReportLeft: round 0: no report can be used (client 0: " in err

@@ -259,7 +259,7 @@ def test_a_validation_part_without_positives_selects_nothing(dataset: ImageDatas
     """Then every val mAP is undefined."""
     labels = dataset.labels.copy()
     labels[dataset.part == VAL] = 0
-    trace = flawed_run(replace(dataset, labels=labels))
+    trace = flawed_run(replace(dataset, labels=labels, verified=labels))
     assert all(np.isnan(row["val_mAP"]) for row in trace.simulation.history)
     assert trace.result["status"] == "done"
     assert trace.result["val_selected"] is None

@@ -40,12 +40,12 @@ def reference(probability: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarra
         p, y = p[known], y[known].astype(int)
         guess, both = (p >= 0.5).astype(int), 0 < y.sum() < len(y)
         options = {"zero_division": 0, "average": "binary"}
-        precision, recall, f1 = (0, 0, 0)
-        if len(y):
+        precision, recall, f1 = (np.nan, np.nan, np.nan)
+        if both:
             precision, recall, f1, _ = sk.precision_recall_fscore_support(y, guess, **options)
         rows.append(
             {
-                "ap": sk.average_precision_score(y, p) if y.sum() else np.nan,
+                "ap": sk.average_precision_score(y, p) if both else np.nan,
                 "auroc": sk.roc_auc_score(y, p) if both else np.nan,
                 "precision": precision,
                 "recall": recall,
@@ -93,21 +93,21 @@ def test_equals_scikit_learn(seed, images, classes, unknown, dtype):
 def test_overall_are_means_over_classes_that_can_be_scored(unknown):
     probability, truth = random_case(3, images=200, classes=8, unknown=unknown)
     truth[:, 2] = 0  # no positives: in no mean
-    truth[:, 5] = 1  # no negatives: not in AUROC and balanced accuracy
+    truth[:, 5] = 1  # no negatives: in no mean either
     overall, table = multilabel_metrics(probability, truth).overall, reference(probability, truth)
-    present = [0, 1, 3, 4, 5, 6, 7]
     both = [0, 1, 3, 4, 6, 7]
     expected = {
-        "mAP": table["ap"][present].mean(),
-        "macro_f1": table["f1"][present].mean(),
-        "macro_recall": table["recall"][present].mean(),
-        "macro_precision": table["precision"][present].mean(),
+        "mAP": table["ap"][both].mean(),
+        "macro_f1": table["f1"][both].mean(),
+        "macro_recall": table["recall"][both].mean(),
+        "macro_precision": table["precision"][both].mean(),
         "balanced_accuracy": table["balanced_accuracy"][both].mean(),
         "macro_auroc": table["auroc"][both].mean(),
         "hamming_loss": ((probability >= 0.5) != (truth == 1))[~np.isnan(truth)].mean(),
         "ece": calibration_error(probability, truth),
-        "classes_evaluated": 7,
+        "classes_evaluated": 6,
         "classes_without_positives": 1,
+        "classes_without_negatives": 1,
     }
     assert overall == pytest.approx(expected, abs=1e-12)
 
@@ -188,12 +188,12 @@ def test_annotated_and_missing_means_go_over_pairs():
 
 
 def best_by_search(probability: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Try every probability of a class, from high to low, with scikit-learn."""
+    """Try every probability of a class, from high to low, with scikit-learn; NaN if one-sided."""
     found = []
     for p, y in zip(probability.T, truth.T, strict=True):
         p, y = p[~np.isnan(y)].astype(float), y[~np.isnan(y)]
-        best, score = 0.5, 0.0
-        for threshold in np.unique(p)[::-1] if y.any() else ():
+        best, score = np.nan, 0.0
+        for threshold in np.unique(p)[::-1] if y.any() and not y.all() else ():
             f1 = sk.f1_score(y, p >= threshold, zero_division=0)
             if f1 > score + 1e-12:
                 best, score = threshold, f1
@@ -216,32 +216,42 @@ def test_thresholds_are_those_of_a_search(seed, images, unknown, dtype):
     guess = np.where(others >= thresholds, 1.0, 0.0)
     expected = reference(guess, other_truth)
     found = tuned_metrics(others, other_truth, thresholds=thresholds)
-    with_positives = expected["positives"] > 0
-    both = with_positives & (expected["positives"] < expected["evaluated"])
-    for name, column, chosen in (
-        ("macro_f1_tuned", "f1", with_positives),
-        ("macro_recall_tuned", "recall", with_positives),
-        ("macro_precision_tuned", "precision", with_positives),
-        ("balanced_accuracy_tuned", "balanced_accuracy", both),
+    both = (expected["positives"] > 0) & (expected["positives"] < expected["evaluated"])
+    both &= ~np.isnan(thresholds)
+    for name, column in (
+        ("macro_f1_tuned", "f1"),
+        ("macro_recall_tuned", "recall"),
+        ("macro_precision_tuned", "precision"),
+        ("balanced_accuracy_tuned", "balanced_accuracy"),
     ):
-        values = expected[column][chosen]
+        values = expected[column][both]
         mean = values.mean() if len(values) else np.nan
         assert found.pop(name) == pytest.approx(mean, abs=1e-12, nan_ok=True)
-    assert not found
+    assert found == {"classes_tuned": both.sum()}
 
 
-def test_of_equal_thresholds_the_highest_and_without_positives_one_half():
-    # class 0: 0.9 gives F1 2/3; 0.3 gives 2 * 2 / (4 + 2) = 2/3 as well
-    probability = np.array([[0.9, 0.9], [0.5, 0.8], [0.4, 0.7], [0.3, 0.6]])
-    truth = np.array([[1, 0], [0, 0], [0, np.nan], [1, 0]])
-    assert best_thresholds(probability, truth).tolist() == [0.9, 0.5]
+def test_of_equal_thresholds_the_highest():
+    # 0.9 gives F1 2/3; 0.3 gives 2 * 2 / (4 + 2) = 2/3 as well
+    probability = np.array([[0.9], [0.5], [0.4], [0.3]])
+    assert best_thresholds(probability, np.array([[1], [0], [0], [1]])).tolist() == [0.9]
+
+
+def test_a_class_of_one_kind_of_label_has_no_threshold_and_is_in_no_tuned_mean():
+    probability = np.array([[0.9, 0.9, 0.9, 0.9], [0.5, 0.8, 0.2, 0.1], [0.4, 0.7, 0.6, 0.3]])
+    truth = np.array([[1, 0, 1, np.nan], [0, 0, 1, np.nan], [0, np.nan, np.nan, np.nan]])
+    thresholds = best_thresholds(probability, truth)
+    assert thresholds[0] == 0.9 and np.isnan(thresholds[1:]).all()
+    other = np.array([[1, 1, 0, 1], [0, 0, 1, 0], [1, 1, 0, 0]])  # all could be measured here
+    found = tuned_metrics(probability, other, thresholds=thresholds)
+    assert found["classes_tuned"] == 1
+    assert found["macro_f1_tuned"] == pytest.approx(2 / 3)  # class 0: one hit, one missed
 
 
 def shifted_truth(dataset: ImageDataset) -> ImageDataset:
     """The same images, with a test part whose labels ask for other thresholds."""
     labels = dataset.labels.copy()
     labels[dataset.part == TEST] = 1 - labels[dataset.part == TEST]
-    return replace(dataset, labels=labels)
+    return replace(dataset, labels=labels, verified=labels)
 
 
 def test_a_run_scores_at_thresholds_of_the_same_model_on_validation(dataset):

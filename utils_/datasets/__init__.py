@@ -27,6 +27,7 @@ from utils_.datasets.isic import load_isic, read_isic
 from utils_.datasets.listing import DataOptions, Listing, report_empty_classes
 from utils_.datasets.medmnist import SETS, loader_of
 from utils_.datasets.rfmid import load_rfmid, read_rfmid
+from utils_.datasets.verified import VERIFIED_FILE
 from utils_.errors import UserError, nearest
 
 logger = logging.getLogger("fednml")
@@ -107,8 +108,9 @@ def load(name: str, options: DataOptions) -> ImageDataset:
             read, a cache that cannot be written.
     """
     _check_options(name, options)
+    folder = _folder(name, options.data_dir)
     dataset = choose_named(
-        DATASETS[name](_folder(name, options.data_dir), options),
+        DATASETS[name](folder, options),
         classes=options.classes,
         ignore_columns=None if name == "csv" else options.ignore_columns,  # csv has read it
     )
@@ -117,6 +119,8 @@ def load(name: str, options: DataOptions) -> ImageDataset:
     )
     logger.info("%s: %d classes: %s", name, len(dataset.classes), ", ".join(dataset.classes))
     report_empty_classes(name, dataset.classes, dataset.labels)
+    if dataset.verified is None and (folder / VERIFIED_FILE).exists():
+        logger.warning("%s is not read: %s has no label files", folder / VERIFIED_FILE, name)
     return dataset
 
 

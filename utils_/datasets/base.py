@@ -26,6 +26,8 @@ class ImageDataset:
         image_key: hex digest of the image content and size (never of the labels).
         uncertain: (N, C) bool, cells without annotation whose training starts from 0.5 (a reader
             wrote "uncertain"); None without such.
+        verified: (N, C) float32, what is really there, as drawn or as somebody has verified; NaN
+            where nobody has. None where nobody has verified any label. For the Oracle alone.
     """
 
     name: str
@@ -38,3 +40,12 @@ class ImageDataset:
     sites: np.ndarray | None
     image_key: str
     uncertain: np.ndarray | None = None
+    verified: np.ndarray | None = None
+
+    @property
+    def best_known(self) -> np.ndarray:
+        """(N, C) float32 labels as verified where they are, else as the files have them."""
+        if self.verified is None:
+            return self.labels
+        labels: np.ndarray = np.where(np.isnan(self.verified), self.labels, self.verified)
+        return labels

@@ -75,9 +75,10 @@ def _with_columns(dataset: ImageDataset, columns: list[int]) -> ImageDataset:
     if columns == list(range(len(dataset.classes))):
         return dataset
     classes = tuple(dataset.classes[column] for column in columns)
-    uncertain = None if dataset.uncertain is None else dataset.uncertain[:, columns]
     labels = dataset.labels[:, columns]
-    return replace(dataset, labels=labels, classes=classes, uncertain=uncertain)
+    uncertain = None if dataset.uncertain is None else dataset.uncertain[:, columns]
+    verified = None if dataset.verified is None else dataset.verified[:, columns]
+    return replace(dataset, labels=labels, classes=classes, uncertain=uncertain, verified=verified)
 
 
 def _report(dataset: ImageDataset, columns: list[int], min_positives: int) -> None:

@@ -13,10 +13,14 @@ from utils_.datasets.base import PART_NAMES, TEST, UNASSIGNED, VAL, ImageDataset
 from utils_.datasets.cache.facts import same_pixels, some
 from utils_.datasets.copies import FINE, judge_copies
 from utils_.datasets.medmnist import SETS
+from utils_.one_sided import count_labels, named, one_sided
 from utils_.site_names import SiteNames
+from utils_.uncertainty import FEW, few
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from utils_.scenario import Scenario
 
 NO_NAMES = SiteNames()
 NAMES = (*PART_NAMES, "unassigned")
@@ -54,7 +58,7 @@ def part_counts(dataset: ImageDataset) -> dict[str, int]:
 
 def label_table(dataset: ImageDataset) -> pd.DataFrame:
     """One row a class: ``positive``, ``negative`` and ``blank`` images, ``prevalence`` among the
-    annotated, and the positives of each part that has images."""
+    annotated, and the positives and negatives of each part that has images, as ``train +``."""
     import pandas as pd
 
     labels = dataset.labels
@@ -69,7 +73,8 @@ def label_table(dataset: ImageDataset) -> pd.DataFrame:
         "prevalence": prevalence,
     }
     for name in part_counts(dataset):
-        table[name] = (labels[dataset.part == NAMES.index(name)] == 1).sum(axis=0)
+        shown, known = count_labels(labels[dataset.part == NAMES.index(name)])
+        table |= {f"{name} +": shown, f"{name} -": known - shown}
     return pd.DataFrame(table)
 
 
@@ -94,13 +99,20 @@ def client_prevalence(
     return pd.DataFrame(table)
 
 
-def examine(dataset: ImageDataset) -> list[Finding]:
-    """Return everything found, what is wrong first."""
+def examine(dataset: ImageDataset, *, assume_negative: bool = False) -> list[Finding]:
+    """Return everything found, what is wrong first.
+
+    Args:
+        dataset: N images.
+        assume_negative: whether a run would take blank training cells for negatives.
+    """
     found = [
         *find_straddling(dataset),
         *find_duplicates(dataset),
+        *find_one_sided(dataset, assume_negative=assume_negative),
         *find_label_oddities(dataset),
         *find_counts(dataset),
+        *find_unlike_truth(dataset),
     ]
     return sorted(found, key=lambda finding: not finding.wrong)
 
@@ -138,18 +150,65 @@ def find_duplicates(dataset: ImageDataset) -> list[Finding]:
     return found
 
 
-def find_label_oddities(dataset: ImageDataset) -> list[Finding]:
-    """Classes that cannot be learnt or judged, and rows against the rules of the data set."""
-    labels, part = dataset.labels, dataset.part
-    found = []
-    for name, rows in (
-        ("learn from", ~np.isin(part, (VAL, TEST))),
-        ("test on", np.isin(part, (TEST, UNASSIGNED))),
+def find_one_sided(dataset: ImageDataset, *, assume_negative: bool) -> list[Finding]:
+    """Classes that cannot be learnt or judged: without positives, or without negatives."""
+    part, found = dataset.part, []
+    for aim, rows, labels in (
+        ("learn from", ~np.isin(part, (VAL, TEST)), dataset.labels),
+        ("test on", np.isin(part, (TEST, UNASSIGNED)), dataset.best_known),
     ):
-        empty = ~(labels[rows] == 1).any(axis=0)
-        if empty.any():
-            classes = [dataset.classes[column] for column in np.flatnonzero(empty)]
-            found.append(Finding(False, f"no positive image to {name}: {', '.join(classes)}"))
+        lacking = one_sided(labels[rows], dataset.classes)
+        if lacking["no_positive"]:
+            names = ", ".join(lacking["no_positive"])
+            found.append(Finding(False, f"no positive image to {aim}: {names}"))
+        learnt = aim == "learn from"
+        if lacking["no_negative"] and not (learnt and assume_negative):
+            names = ", ".join(lacking["no_negative"])
+            advice = "--assume-negative takes blank cells for 0" if learnt else "write 0 where so"
+            found.append(Finding(learnt, f"no negative image to {aim}: {names}; {advice}"))
+    return found
+
+
+def find_thin_parts(dataset: ImageDataset, scenario: Scenario) -> list[Finding]:
+    """Classes of one kind of label, or of few, in a part or at a client as a run would cut them."""
+    parts = [(name, scenario.part == place) for place, name in enumerate(PART_NAMES)]
+    clients = range(int(scenario.client.max()) + 1)
+    train = scenario.observed
+    places = [(n, train[rows] if n == "train" else dataset.best_known[rows]) for n, rows in parts]
+    places += [(f"client {client}", train[scenario.rows(client)]) for client in clients]
+    lacking: dict[str, list[str]] = {"no_positive": [], "no_negative": [], "few": []}
+    for place, labels in places:
+        kinds = one_sided(labels, dataset.classes) if len(labels) else {}
+        if place in ("val", "test"):  # what is scored; a small client learns from the others
+            kinds |= {"few": named(few(*count_labels(labels)), dataset.classes)}
+        for kind, names in kinds.items():
+            lacking[kind] += [f"{place}: {some(names)}"] * bool(names)
+    heads = {
+        "no_positive": "no annotated positive",
+        "no_negative": "no annotated negative",
+        "few": f"fewer than {FEW} annotated positives or negatives",
+    }
+    return [Finding(False, f"{heads[k]} in {'; '.join(own)}") for k, own in lacking.items() if own]
+
+
+def find_unlike_truth(dataset: ImageDataset) -> list[Finding]:
+    """How many cells are verified, and how many annotations differ from them."""
+    if dataset.verified is None or dataset.name == "synthetic":
+        return []
+    known = ~np.isnan(dataset.verified)
+    annotated = known & ~np.isnan(dataset.labels)
+    wrong = annotated & (dataset.labels != dataset.verified)
+    text = (
+        f"{known.sum():,} cells of {known.any(axis=1).sum():,} images are verified; of those, "
+        f"{annotated.sum():,} are annotated, {wrong.sum():,} of them otherwise"
+    )
+    return [Finding(False, text)]
+
+
+def find_label_oddities(dataset: ImageDataset) -> list[Finding]:
+    """Images without any label, and rows against the rules of the data set."""
+    labels = dataset.labels
+    found = []
     blank = np.isnan(labels).all(axis=1)
     if blank.any():
         found.append(Finding(False, f"{blank.sum()} images have no label at all"))

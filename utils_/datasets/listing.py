@@ -16,6 +16,7 @@ from utils_.datasets.cache.images import ImageRequest, load_images
 from utils_.datasets.copies import settle_copies
 from utils_.datasets.groups import GROUPED
 from utils_.datasets.label_forms import LabelForm
+from utils_.datasets.verified import read_verified
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -111,8 +112,15 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
     With ``labels_only`` no image is opened: all pixels are 0 and ``image_key`` is empty.
 
     Raises:
-        UserError: see load_images and settle_copies.
+        UserError: see load_images, settle_copies and read_verified.
     """
+    verified = read_verified(
+        listing.data_dir,
+        listing.folder,
+        names=listing.names,
+        files=listing.files,
+        classes=listing.classes,
+    )
     if options.labels_only:
         shape = (len(listing.files), options.image_size, options.image_size, 3)
         images, rows, key = np.broadcast_to(np.uint8(0), shape), np.arange(len(listing.files)), ""
@@ -143,6 +151,7 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
         sites=None if listing.sites is None else listing.sites[rows],
         image_key=key,
         uncertain=None if listing.uncertain is None else listing.uncertain[rows],
+        verified=None if verified is None else verified[rows],
     )
     report_unknown_patients(dataset)
     return settle_copies(dataset, facts.copies, allow=options.allow_duplicates)

@@ -85,16 +85,18 @@ def load_synthetic(
         key = hashlib.sha256(recipe.encode()).hexdigest()[:32]
         path = (cache_dir or CACHE) / f"{key}.npy"
         images = _cached(path, shape, parts, data_seed=data_seed, quiet=quiet)
+    labels = np.concatenate(parts)
     return ImageDataset(
         name="synthetic",
         images=images,
-        labels=np.concatenate(parts),
+        labels=labels,
         classes=CLASSES,
         files=tuple(f"{PARTS[p]}_{i:05d}.png" for p in (0, 1) for i in range(1, sizes[p] + 1)),
         part=np.repeat(np.array([TRAIN, TEST], np.uint8), sizes),
         groups=None,
         sites=None,
         image_key=key,
+        verified=labels,
     )
 
 
