@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from src.aggregation import AGGREGATORS
-from src.aggregator_options import RANKING, parameter_help, resolve_parameters
+from src.aggregator_options import parameter_help, resolve_parameters
 from src.attacks import ATTACKS
+from src.clashes import check_together
 from src.methods import method_class, method_names
 from src.methods.base import parse_params
 from src.models import MODELS, OPTIMIZERS
@@ -26,7 +26,7 @@ from utils_.datasets import DATASETS
 from utils_.datasets.columns import CLASS_ORDERS
 from utils_.datasets.label_forms import COMBINE, FORMATS, UNCERTAIN_AS
 from utils_.errors import UserError, as_known, nearest
-from utils_.missing import MISSING_TYPES, UP_TO_ALL
+from utils_.missing import MISSING_TYPES
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
 from utils_.priors import CLASS_WEIGHTS
 from utils_.splits import SPLITS
@@ -40,8 +40,6 @@ OTHER_DEVICES = {"mps": "Apple's GPUs", "xpu": "Intel's GPUs", "tpu": "TPUs", "x
 METHOD, MODEL, TRAINING = "method", "model", "training"
 REPORTS, MACHINE = "federation: reports and attacks", "machine and output"
 NAMED_WEIGHTS = ("none", "imagenet")
-LEAST_DENSENET = 29  # pixels that its five halvings need
-MAX_NAME_BYTES = 200  # most file systems allow 255, of which drafts beside the folder need some
 
 
 def share_or_count(text: str) -> float | int:
@@ -338,53 +336,9 @@ def resolve(given: dict[str, Any]) -> Config:
     )
     parse_params(method_class(config.method), config.param)
     build_loss(config.loss, config.loss_param)
-    _check_together(config)
-    return replace(config, aggregator_param=_aggregator_parameters(config))
-
-
-def _check_together(config: Config) -> None:
-    all_hidden = config.missing == 1 and config.missing_type in UP_TO_ALL
-    if isinstance(config.missing, float) and config.missing >= 1 and not all_hidden:
-        raise UserError(f"--missing {config.missing}: give a share below 1.0 or a whole count")
-    if config.split == "file" and not config.split_file:
-        raise UserError("--split file: give the file as --split-file FILE")
-    if config.split_file and config.split != "file":
-        raise UserError(f"--split-file: clashes with --split {config.split}; leave out one of them")
-    if config.weights == "imagenet" and config.model == "small":
-        raise UserError(
-            "--weights imagenet: model 'small' has no such weights; use a larger --model such as "
-            "resnet18, or --weights none"
-        )
-    if config.model == "densenet121" and config.image_size < LEAST_DENSENET:
-        raise UserError(
-            f"--image-size {config.image_size}: densenet121 shrinks such images to nothing; use "
-            f"--image-size {LEAST_DENSENET} or more"
-        )
-    _check_name(config.name)
-    if config.dataset == "csv" and config.data_dir is None:
-        raise UserError("--dataset csv: give the folder with your files as --data-dir DIR")
-    if config.attack != "none" and config.attackers > config.clients:
-        raise UserError(
-            f"--attackers {config.attackers}: there are {config.clients} clients only; give fewer "
-            "attackers or more --clients"
-        )
-    if config.attack != "none" and config.attackers == config.clients:
-        raise UserError(
-            f"--attackers {config.attackers}: then all {config.clients} clients attack and nothing "
-            f"honest is left; {_fewer_attackers(config.clients)}"
-        )
-    if config.suppress_outliers and config.aggregator in RANKING:
-        raise UserError(
-            f"--suppress-outliers: {config.aggregator} does not weigh clients; leave one of the "
-            "two out or choose mean, uniform, geometric, clip or classwise"
-        )
+    check_together(config)
     worker_count(config, 1)
-
-
-def _fewer_attackers(clients: int) -> str:
-    if clients == 1:
-        return "use --attack none, or two --clients or more"
-    return f"give at most {clients - 1}, or more --clients"
+    return replace(config, aggregator_param=_aggregator_parameters(config))
 
 
 def _aggregator_parameters(config: Config) -> dict[str, float]:
@@ -395,15 +349,6 @@ def _aggregator_parameters(config: Config) -> dict[str, float]:
         attackers=config.attackers,
         attacked=config.attack != "none",
     )
-
-
-def _check_name(name: str | None) -> None:
-    if name is None:
-        return
-    if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
-        raise UserError(f"--name {name!r}: give a plain folder name without slashes")
-    if len(os.fsencode(name)) > MAX_NAME_BYTES:
-        raise UserError(f"--name {name[:20]}...: too long; give at most {MAX_NAME_BYTES} bytes")
 
 
 def worker_count(config: Config, processors: int) -> int:
