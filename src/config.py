@@ -24,7 +24,7 @@ from src.supervision import LOSSES, build_loss
 from utils_.augment import AUGMENT
 from utils_.datasets import DATASETS
 from utils_.datasets.columns import CLASS_ORDERS
-from utils_.datasets.label_forms import COMBINE, FORMATS, UNCERTAIN_AS
+from utils_.datasets.label_files.label_forms import COMBINE, FORMATS, UNCERTAIN_AS
 from utils_.errors import UserError, as_known, nearest
 from utils_.missing import MISSING_TYPES
 from utils_.noise import CLIENT_RATES, NOISE_TYPES

@@ -42,22 +42,14 @@ from src.simulation import Simulation, build_model
 from src.weight_files import describe_weights
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
-from utils_.datasets.groups import GROUPED
+from utils_.datasets.label_files.groups import GROUPED
 from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
-from utils_.errors import UserError, as_known
+from utils_.errors import UserError, as_known, some
 from utils_.files import atomic_path, write_json, write_text
 from utils_.runlog import RunLog, parameter_table
-from utils_.scenario import (
-    Scenario,
-    ScenarioSettings,
-    assignment_table,
-    build_scenario,
-    client_names,
-    client_table,
-    training_sites,
-)
-from utils_.splits.plain import some
+from utils_.scenario import Scenario, ScenarioSettings, build_scenario, client_names, training_sites
+from utils_.scenario_tables import assignment_table, client_table
 from utils_.truth import reference
 
 # On resume these may change, because no result depends on them.
@@ -342,7 +334,9 @@ def _remedy(error: Exception, folder: Path, config: Config) -> str:
     """What to do about a failure; the same settings would fail again where no report was usable."""
     if not isinstance(error, NoReportLeft):
         return f"see {folder / 'error.txt'}; once the cause is mended, --resume {folder} goes on"
-    deed = f"a smaller --lr than {config.lr:g}" if config.attack == "none" else "fewer --attackers"
+    deed = f"a smaller --lr than {config.lr:g}"
+    if config.attack != "none":
+        deed = "fewer --attackers, or a --fraction of 1, so that honest clients are always heard"
     return f"a resume would end alike: start a new run with {deed}"
 
 

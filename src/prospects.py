@@ -11,7 +11,7 @@ from src.config import Config
 from src.methods import method_class
 from utils_.datasets import default_folder
 from utils_.datasets.base import PART_NAMES, TEST, ImageDataset
-from utils_.datasets.verified import VERIFIED_FILE
+from utils_.datasets.label_files.verified import VERIFIED_FILE
 from utils_.errors import UserError
 from utils_.one_sided import report_parts
 from utils_.scenario import Scenario

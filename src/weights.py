@@ -72,7 +72,7 @@ def load_weights(
     saved = read_weights(path)
     tensors = {name: value for name, value in saved.tensors.items() if value.is_floating_point()}
     own, head, body = _parts(module)
-    reading = read_names(tensors, body)
+    reading = match_names(tensors, body)
     _check_one_network(path, tensors, reading)
     taken = {name: tensors[old] for name, old in reading.names.items() if name in own}
     _check_statistics(path, body, taken)
@@ -94,7 +94,7 @@ def _parts(module: nn.Module) -> tuple[dict[str, Tensor], list[str], list[str]]:
     return own, head, [name for name in own if name not in head]
 
 
-def read_names(tensors: Mapping[str, Tensor], wanted: Sequence[str]) -> Reading:
+def match_names(tensors: Mapping[str, Tensor], wanted: Sequence[str]) -> Reading:
     """Return the reading of a file's names that finds most of the wanted ones.
 
     Args:
@@ -214,7 +214,7 @@ def _refuse(
     fitting = []
     for name, module in others.items():
         their, _, parts = _parts(module)
-        names = read_names(tensors, parts).names
+        names = match_names(tensors, parts).names
         if _fits(their, parts, {new: tensors[old] for new, old in names.items()}):
             fitting.append(name)
     advice = f"use --model {fitting[0]}, which it fits" if fitting else NO_MODEL

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+NAMES_SHOWN = 5
 
 
 class UserError(Exception):
@@ -26,3 +28,9 @@ def as_known(name: str, known: Iterable[str]) -> str:
     """Return the known name that differs from ``name`` in upper and lower case alone, else it."""
     names = {one.lower(): one for one in known}
     return names.get(name.lower(), name)
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils_.datasets.base import PART_NAMES, TRAIN, ImageDataset
+from utils_.datasets.base import TRAIN, ImageDataset
 from utils_.errors import UserError
 from utils_.files import atomic_path
 from utils_.missing import visible_cells
@@ -28,10 +28,9 @@ from utils_.splits import Deal, assign_clients, cut_parts
 from utils_.splits.base import training_groups
 from utils_.splits.file import read_split
 from utils_.splits.plain import sites_of_groups
-from utils_.truth import UNKNOWN, VERIFIED, Reference
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 logger = logging.getLogger("fednml")
 
@@ -187,90 +186,6 @@ def client_names(scenario: Scenario, dataset: ImageDataset, *, split: str) -> Si
 def _sites_in(dataset: ImageDataset, part: np.ndarray) -> tuple[str, ...]:
     rows = np.flatnonzero(part == TRAIN)
     return sites_of_groups(training_groups(rows, dataset.groups, dataset.labels, dataset.sites))[0]
-
-
-def client_table(
-    scenario: Scenario,
-    dataset: ImageDataset,
-    names: SiteNames = NO_NAMES,
-    *,
-    truth: Reference,
-) -> pd.DataFrame:
-    """One row for each client: what it holds and how flawed its labels are, as ``truth`` judges.
-
-    ===================== ======================================================================
-    client, site, images  its number, its name where it is a site, how many images it holds
-    annotated             the classes with an annotated cell that is not assumed, joined by ``;``
-    annotated_classes     how many these are
-    noise_samples         share of images with an annotated cell that differs from the truth
-    noise_cells           share of annotated cells that differ (NaN without any)
-    omission              share of annotated positives written as negative (NaN without any)
-    commission            share of annotated negatives written as positive (NaN without any)
-    missing_cells         share of cells that are not annotated
-    assumed               share of cells that are assumed to be negative
-    ===================== ======================================================================
-
-    Cells of unknown truth count in none of the four shares of flaws. Where a client has nothing
-    but such cells, the four are the word ``unknown``.
-    """
-    import pandas as pd
-
-    table = []
-    for client in range(scenario.client.max() + 1):
-        rows = scenario.rows(client)
-        assumed = scenario.assumed[rows]
-        seen = (scenario.annotated[rows] & ~assumed).any(axis=0)
-        table.append(
-            {
-                "client": client,
-                **({"site": names.names[client]} if names.names else {}),
-                "images": len(rows),
-                "annotated": ";".join(np.array(dataset.classes, dtype=object)[seen]),
-                "annotated_classes": int(seen.sum()),
-                **_flaws(scenario, truth, rows),
-                "missing_cells": float((~scenario.annotated[rows]).mean()),
-                "assumed": float(assumed.mean()),
-            }
-        )
-    return pd.DataFrame(table)
-
-
-def _flaws(scenario: Scenario, truth: Reference, rows: np.ndarray) -> dict[str, float | str]:
-    """Shares of wrong labels among those of one client."""
-    true, annotated = truth.labels[rows], scenario.annotated[rows]
-    judged = annotated & ~np.isnan(true)
-    if annotated.any() and not judged.any():
-        return dict.fromkeys(("noise_samples", "noise_cells", "omission", "commission"), UNKNOWN)
-    differs = judged & (scenario.noisy[rows] != true)
-    # Where labels are verified in part, an image of which nothing is verified is no clean one.
-    images = judged.any(axis=1) if truth.kind == VERIFIED else np.ones(len(rows), dtype=bool)
-    return {
-        "noise_samples": _share(differs.any(axis=1)[images]),
-        "noise_cells": _share(differs[judged]),
-        "omission": _share(differs[judged & (true == 1)]),
-        "commission": _share(differs[judged & (true == 0)]),
-    }
-
-
-def _share(flags: np.ndarray) -> float:
-    return float(flags.mean()) if len(flags) else np.nan
-
-
-def assignment_table(scenario: Scenario, dataset: ImageDataset) -> pd.DataFrame:
-    """One row for each image: ``image``, ``split`` (train, val or test) and ``client``.
-
-    ``client`` is NA outside train.
-    """
-    import pandas as pd
-
-    client = pd.Series(scenario.client, dtype="Int64")
-    return pd.DataFrame(
-        {
-            "image": list(dataset.files),
-            "split": np.array(PART_NAMES, dtype=object)[scenario.part],
-            "client": client.mask(scenario.client < 0),
-        }
-    )
 
 
 def _given_split(dataset: ImageDataset, wanted: ScenarioSettings) -> Dealt | None:

@@ -12,7 +12,7 @@ from src.config import resolve
 from src.job import load_dataset
 from utils_.datasets import DATASETS, default_folder
 from utils_.datasets.digest import labels_digest
-from utils_.datasets.verified import VERIFIED_FILE
+from utils_.datasets.label_files.verified import VERIFIED_FILE
 from utils_.errors import UserError
 from utils_.files import file_digest
 

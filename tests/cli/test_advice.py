@@ -352,8 +352,8 @@ def test_a_diverged_run_is_not_said_to_go_on() -> None:
     error, folder = NoReportLeft("round 3"), Path("save/runs/x")
     said = job._remedy(error, folder, resolve({"lr": 10}))
     assert said == "a resume would end alike: start a new run with a smaller --lr than 10"
-    attacked = job._remedy(error, folder, resolve({"attack": "nan", "attackers": 4}))
-    assert attacked.endswith("start a new run with fewer --attackers")
+    attacked = job._remedy(error, folder, resolve({"attack": "nan", "attackers": 3}))
+    assert "start a new run with fewer --attackers, or a --fraction of 1" in attacked
     other = job._remedy(ValueError("x"), folder, resolve({}))
     assert "once the cause is mended, --resume save/runs/x goes on" in other
 

@@ -14,7 +14,7 @@ import pytest
 from tiny import ROOT
 
 from scripts import example_data
-from utils_.datasets.tables import read_csv
+from utils_.datasets.label_files.tables import read_csv
 
 DOCUMENT = ROOT / "docs" / "own-data.md"
 COMMANDS = re.findall(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from utils_.datasets.ids import is_missing, name_sites, number_groups
+from utils_.datasets.label_files.ids import is_missing, name_sites, number_groups
 from utils_.errors import UserError
 from utils_.splits import Deal, assign_clients, cut_parts
 

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from tiny import SHARED, needs_shared
 
-from utils_.datasets.label_columns import join_names, split_names
+from utils_.datasets.label_files.label_columns import join_names, split_names
 from utils_.errors import UserError
 
 ROWS = 20

@@ -21,13 +21,8 @@ from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, Image
 from utils_.errors import UserError
 from utils_.missing import MISSING_TYPES
 from utils_.noise import CLIENT_RATES, NOISE_TYPES
-from utils_.scenario import (
-    Scenario,
-    ScenarioSettings,
-    assignment_table,
-    build_scenario,
-    client_table,
-)
+from utils_.scenario import Scenario, ScenarioSettings, build_scenario
+from utils_.scenario_tables import assignment_table, client_table
 from utils_.splits import SPLITS
 from utils_.truth import reference
 

@@ -161,7 +161,7 @@ def test_one_file_spelt_two_ways_is_one_image(tmp_path, again):
     path = write_data(tmp_path, "a.png", "b.png", listed=f"a.png,0\nb.png,1\n{again},1\n")
     with pytest.raises(UserError) as caught:
         tiny.load("csv", data_dir=path, labels_only=True)
-    assert "line 4" in str(caught.value) or "not below" in str(caught.value)
+    assert "lines 2, 4" in str(caught.value) or "not below" in str(caught.value)
 
 
 def test_spellings_of_groups_and_labels_need_not_agree(tmp_path):

@@ -14,7 +14,8 @@ from test_scenario import build, equal, from_labels, tiny
 
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, ImageDataset
 from utils_.errors import UserError
-from utils_.scenario import Scenario, assignment_table
+from utils_.scenario import Scenario
+from utils_.scenario_tables import assignment_table
 from utils_.splits.file import read_split
 
 Rows = list[list[str]]

@@ -19,8 +19,10 @@ from src.server import NoReportLeft
 from src.workers import WorkError
 from utils_.errors import UserError
 from utils_.labels import MISSING, OBSERVED, PSEUDO
-from utils_.scenario import ScenarioSettings, build_scenario, client_names, client_table
+from utils_.scenario import ScenarioSettings, build_scenario, client_names
+from utils_.scenario_tables import client_table
 from utils_.site_names import SiteNames
+from utils_.truth import reference
 
 SITES = ("Genf", "north", "west/east")
 NAMED = SiteNames(SITES)
@@ -126,7 +128,8 @@ def test_clients_that_are_no_sites_keep_their_numbers(data: Path) -> None:
     dataset = job.load_dataset(config, quiet=True, labels_only=True)
     scenario = build_scenario(dataset, config.part(ScenarioSettings), folder=None)
     assert client_names(scenario, dataset, split="iid") == SiteNames()
-    assert "site" not in client_table(scenario, dataset).columns
+    truth = reference(dataset, scenario, noise=False)
+    assert "site" not in client_table(scenario, dataset, truth=truth).columns
 
 
 def test_names_are_those_of_the_images(data: Path) -> None:
@@ -139,7 +142,7 @@ def test_names_are_those_of_the_images(data: Path) -> None:
 
 def test_messages_of_the_server_name_the_site(caplog: pytest.LogCaptureFixture) -> None:
     dataset = tiny.make_dataset()
-    config = tiny.make_config(attack="nan", attackers=3, lr=1e-3)
+    config = tiny.make_config(lr=1e-3)
     simulation = tiny.make_simulation(config, dataset, tiny.make_scenario(dataset))
     simulation.server.names = NAMED
     broadcast = simulation.server.broadcast()
@@ -147,7 +150,8 @@ def test_messages_of_the_server_name_the_site(caplog: pytest.LogCaptureFixture) 
     with pytest.raises(WorkError, match=r"client 1 \(north\) failed in round 0"):
         list(simulation.start_runner().run(replace(broadcast, model=None), [1]))
     with pytest.raises(NoReportLeft, match=r"client 0 \(Genf\): its model"):
-        simulation.server.finish_round(simulation.start_runner().run(broadcast, [0, 1, 2]))
+        reports = simulation.start_runner().run(broadcast, [0, 1, 2])
+        simulation.server.finish_round(replace(r, model=r.model * np.nan) for r in reports)
     assert "client 2 (west/east) is left out" in caplog.text
     assert SiteNames().called(2) == "client 2" and SiteNames().tag(2) == "2"
 

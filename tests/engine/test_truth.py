@@ -30,7 +30,8 @@ from src.simulation import Simulation
 from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
 from utils_.rng import derive
 from utils_.runlog import read_metrics
-from utils_.scenario import Scenario, client_table
+from utils_.scenario import Scenario
+from utils_.scenario_tables import client_table
 from utils_.truth import DRAWN, FILES, UNKNOWN, VERIFIED, WORDS, reference
 
 JUDGED = ("noise_", "correction_precision", "flip_precision", "pseudo_accuracy", "pseudo_recall")
@@ -285,7 +286,7 @@ def test_resume_notices_other_verified_labels(files, capsys) -> None:
     rows[1][1] = str(1 - int(rows[1][1]))
     write_table(files / "true_data.csv", rows)
     assert call_main(["--resume", folder, "--quiet"]) == 2
-    assert "the data or config.yaml are not those" in capsys.readouterr().err
+    assert "the labels are not those" in capsys.readouterr().err
 
 
 def test_verified_labels_leave_the_scenario_as_it_is(files) -> None:

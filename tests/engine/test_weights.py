@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from src.models import build_module
 from src.weight_files import describe_weights
-from src.weights import read_names
+from src.weights import match_names
 from utils_.errors import UserError
 
 NAMES = ("cat", "dog", "eel", "fox")
@@ -166,7 +166,7 @@ def test_names_of_other_programs(case):
     state = state_on_meta(model)
     table = timm_efficientnet(list(state)) if rename is None else {n: rename(n) for n in state}
     wanted = list(body(state))
-    found = read_names({table[name]: value for name, value in state.items()}, wanted)
+    found = match_names({table[name]: value for name, value in state.items()}, wanted)
     assert {name: found.names[name] for name in wanted} == {name: table[name] for name in wanted}
 
 

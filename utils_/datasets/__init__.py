@@ -24,10 +24,10 @@ from utils_.datasets.csv_layout import (
 from utils_.datasets.ham10000 import load_ham10000, read_ham10000
 from utils_.datasets.ich import load_ich, read_ich
 from utils_.datasets.isic import load_isic, read_isic
+from utils_.datasets.label_files.verified import VERIFIED_FILE
 from utils_.datasets.listing import DataOptions, Listing, report_empty_classes
 from utils_.datasets.medmnist import SETS, loader_of
 from utils_.datasets.rfmid import load_rfmid, read_rfmid
-from utils_.datasets.verified import VERIFIED_FILE
 from utils_.errors import UserError, nearest
 
 logger = logging.getLogger("fednml")

@@ -9,10 +9,10 @@ import numpy as np
 
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
-from utils_.datasets.groups import report_straddling
-from utils_.datasets.ids import number_groups
+from utils_.datasets.label_files.groups import report_straddling
+from utils_.datasets.label_files.ids import number_groups
+from utils_.datasets.label_files.tables import CsvTable, read_csv, shown
 from utils_.datasets.listing import DataOptions, Listing, absent, open_listing
-from utils_.datasets.tables import CsvTable, read_csv, shown
 from utils_.errors import UserError, nearest
 
 logger = logging.getLogger("fednml")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from utils_.datasets.base import TEST, VAL, ImageDataset
-from utils_.datasets.label_columns import pick
+from utils_.datasets.label_files.label_columns import pick
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")

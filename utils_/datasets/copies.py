@@ -10,8 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from utils_.datasets.base import TRAIN, UNASSIGNED, VAL, ImageDataset
-from utils_.datasets.cache.facts import some
-from utils_.errors import UserError
+from utils_.errors import UserError, some
 
 logger = logging.getLogger("fednml")
 PARTED = "are in several parts"

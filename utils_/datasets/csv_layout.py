@@ -10,18 +10,18 @@ import numpy as np
 
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, UNASSIGNED, VAL, ImageDataset
 from utils_.datasets.folder import ImageFolder
-from utils_.datasets.groups import read_groups, report_straddling
-from utils_.datasets.image_column import lead_by_images
-from utils_.datasets.label_forms import LabelForm, read_labels
+from utils_.datasets.label_files.groups import read_groups, report_straddling
+from utils_.datasets.label_files.image_column import lead_by_images
+from utils_.datasets.label_files.label_forms import LabelForm, read_labels
+from utils_.datasets.label_files.repeats import combine_rows
+from utils_.datasets.label_files.tables import CsvTable, read_csv, shown
+from utils_.datasets.label_files.text_files import EXPORT
 from utils_.datasets.listing import (
     DataOptions,
     Listing,
     absent,
     open_listing,
 )
-from utils_.datasets.repeats import combine_rows
-from utils_.datasets.tables import CsvTable, read_csv, shown
-from utils_.datasets.text_files import EXPORT
 from utils_.errors import UserError, nearest
 
 EXPECTED = "images/, train_data.csv and test_data.csv"

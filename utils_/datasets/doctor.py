@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils_.datasets.base import PART_NAMES, TEST, UNASSIGNED, VAL, ImageDataset
-from utils_.datasets.cache.facts import same_pixels, some
+from utils_.datasets.cache.facts import same_pixels
 from utils_.datasets.copies import FINE, judge_copies
 from utils_.datasets.medmnist import SETS
+from utils_.errors import some
 from utils_.one_sided import count_labels, named, one_sided
 from utils_.site_names import SiteNames
 from utils_.uncertainty import FEW, few

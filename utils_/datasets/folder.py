@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from utils_.datasets.cache.facts import some
 from utils_.datasets.cache.image_files import SUFFIXES
+from utils_.datasets.label_files.tables import CsvTable, shown
 from utils_.datasets.spelling import (
     FileTree,
     common_folders,
@@ -18,8 +18,7 @@ from utils_.datasets.spelling import (
     readings,
     without_folders,
 )
-from utils_.datasets.tables import CsvTable, shown
-from utils_.errors import UserError
+from utils_.errors import UserError, some
 
 logger = logging.getLogger("fednml")
 SAMPLE = 20  # names that are tried to learn which folders they all begin with needlessly

@@ -8,7 +8,8 @@ import numpy as np
 
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
-from utils_.datasets.ids import name_sites, number_groups
+from utils_.datasets.label_files.ids import name_sites, number_groups
+from utils_.datasets.label_files.tables import CsvTable, read_csv, shown
 from utils_.datasets.listing import (
     DataOptions,
     Listing,
@@ -16,7 +17,6 @@ from utils_.datasets.listing import (
     open_listing,
     preparing,
 )
-from utils_.datasets.tables import CsvTable, read_csv, shown
 from utils_.errors import UserError, nearest
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")

@@ -12,9 +12,9 @@ import numpy as np
 
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolder
-from utils_.datasets.groups import read_groups
+from utils_.datasets.label_files.groups import read_groups
+from utils_.datasets.label_files.tables import shown
 from utils_.datasets.listing import DataOptions, Listing, absent, open_listing, preparing
-from utils_.datasets.tables import shown
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")

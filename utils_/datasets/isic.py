@@ -9,14 +9,14 @@ import numpy as np
 
 from utils_.datasets.base import UNASSIGNED, ImageDataset
 from utils_.datasets.folder import ImageFolder, refuse_repeats
-from utils_.datasets.ids import name_sites, number_groups
+from utils_.datasets.label_files.ids import name_sites, number_groups
+from utils_.datasets.label_files.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.datasets.listing import (
     DataOptions,
     Listing,
     absent,
     open_listing,
 )
-from utils_.datasets.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.errors import UserError, nearest
 
 logger = logging.getLogger("fednml")

@@ -14,9 +14,9 @@ from utils_.datasets.base import UNASSIGNED, VAL, ImageDataset
 from utils_.datasets.cache.facts import Facts
 from utils_.datasets.cache.images import ImageRequest, load_images
 from utils_.datasets.copies import settle_copies
-from utils_.datasets.groups import GROUPED
-from utils_.datasets.label_forms import LabelForm
-from utils_.datasets.verified import read_verified
+from utils_.datasets.label_files.groups import GROUPED
+from utils_.datasets.label_files.label_forms import LabelForm
+from utils_.datasets.label_files.verified import read_verified
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -43,8 +43,8 @@ class DataOptions:
             :func:`utils_.datasets.columns.choose_columns`.
         class_order: ``official`` or ``alphabetical``.
         classes, ignore_columns, label_format, uncertain, combine: what ``csv`` reads, see
-            :class:`utils_.datasets.label_forms.LabelForm`; the first two choose among the classes
-            of every data set.
+            :class:`utils_.datasets.label_files.label_forms.LabelForm`; the first two choose among
+            the classes of every data set.
         workers: processes that decode images.
         quiet: no progress bar.
         labels_only: open no image and write nothing, for a dry run; images are then all 0 and

@@ -9,8 +9,8 @@ import numpy as np
 
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, VAL, ImageDataset
 from utils_.datasets.folder import ImageFolders, refuse_repeats
+from utils_.datasets.label_files.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.datasets.listing import DataOptions, Listing, absent, open_listing
-from utils_.datasets.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.errors import UserError, nearest
 
 logger = logging.getLogger("fednml")

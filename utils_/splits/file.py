@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils_.datasets.base import PART_NAMES, TRAIN, UNASSIGNED
-from utils_.datasets.tables import CsvTable, read_csv, shown
+from utils_.datasets.label_files.tables import CsvTable, read_csv, shown
 from utils_.errors import UserError, nearest
 
 COLUMNS = ("image", "split", "client")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 
-from utils_.errors import UserError
+from utils_.errors import UserError, some
 from utils_.rng import derive
 from utils_.splits.base import (
     FAR,
@@ -118,8 +117,3 @@ def sites_of_groups(groups: TrainingGroups) -> tuple[tuple[str, ...], np.ndarray
         )
     found, of_group = np.unique(counts.argmax(axis=1), return_inverse=True)
     return tuple(str(name) for name in names[found]), of_group.reshape(-1)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, for a message."""
-    return ", ".join(names[:8]) + ", ..." * (len(names) > 8)

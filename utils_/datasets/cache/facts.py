@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from utils_.datasets.cache.pixel_range import Bounds
+from utils_.errors import some
 
 logger = logging.getLogger("fednml")
-NAMES_SHOWN = 5
 
 
 @dataclass
@@ -96,9 +96,3 @@ def report_facts(facts: Facts, files: Sequence[str]) -> None:
 def report_flat(files: Sequence[str]) -> None:
     """Log images that show nothing."""
     logger.warning("%d images are of a single colour: %s", len(files), some(files))
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first names and how many more there are."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils_.datasets.cells import NOT_GIVEN, Column
-from utils_.datasets.tables import plain, shown
+from utils_.datasets.label_files.cells import NOT_GIVEN, Column
+from utils_.datasets.label_files.tables import bare_name, shown
 from utils_.errors import UserError
 
 # Names, as tables.plain gives them, of columns that hold the names of classes.
@@ -73,7 +73,7 @@ def _classes_of(text: str, column: str, *, several: bool) -> list[str] | None:
             "No Finding, or leave the cell blank"
         )
     names = _parts(text) if several else [text]
-    nothing = [name for name in names if plain(name) in NOTHING]
+    nothing = [name for name in names if bare_name(name) in NOTHING]
     if nothing and len(names) > 1:
         raise UserError(f"{shown(nothing[0])} beside findings; keep one of the two")
     return [] if nothing else [_class_name(name, column) for name in names]
@@ -113,7 +113,7 @@ def _check_classes(classes: Sequence[str], column: Column, where: str, *, severa
         )
     first: dict[str, str] = {}
     for name in classes:
-        other = first.setdefault(plain(name) or name, name)
+        other = first.setdefault(bare_name(name) or name, name)
         if other != name:
             raise UserError(f"{where}: {shown(other)} and {shown(name)}; write one of the two")
         if not several or ";" in name:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from utils_.datasets.folder import ImageFolder
-from utils_.datasets.ids import name_sites, number_groups
-from utils_.datasets.tables import CsvTable, plain, read_csv, shown
+from utils_.datasets.label_files.ids import name_sites, number_groups
+from utils_.datasets.label_files.tables import CsvTable, bare_name, read_csv, shown
 from utils_.errors import UserError, nearest
 
 logger = logging.getLogger("fednml")
@@ -63,13 +63,13 @@ def read_groups(
 
 def _column(table: CsvTable, name: str) -> list[str] | None:
     """The cells of a column, whatever the case of its name; None where nothing is like it."""
-    found = [column for column in table.header[1:] if plain(column) == plain(name)]
+    found = [column for column in table.header[1:] if bare_name(column) == bare_name(name)]
     if len(found) > 1:
         raise UserError(f"{table.path}: {shown(found[0])} and {shown(found[1])}; keep one of them")
     if found:
         return table.column(found[0])
     for column in table.header[1:]:
-        if plain(column) in OTHER_NAMES[name]:
+        if bare_name(column) in OTHER_NAMES[name]:
             raise UserError(
                 f"{table.path}: column {shown(column)} is not read; call it '{name}' if that is "
                 "what it holds, else leave it out"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils_.datasets.folder import ImageFolder, refuse_repeats
-from utils_.datasets.tables import CsvTable, parse_labels, read_csv, shown
+from utils_.datasets.label_files.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.errors import UserError, nearest
 
 VERIFIED_FILE = "true_data.csv"

@@ -9,16 +9,16 @@ from itertools import chain
 
 import numpy as np
 
-from utils_.datasets.cells import NO_LABEL, POSITIVE, UNCERTAIN, Column, advice
-from utils_.datasets.label_columns import (
+from utils_.datasets.label_files.cells import NO_LABEL, POSITIVE, UNCERTAIN, Column, advice
+from utils_.datasets.label_files.label_columns import (
     find_problems,
     join_names,
     named_like_a_property,
     pick,
     split_names,
 )
-from utils_.datasets.named_classes import LABEL_COLUMNS, read_names
-from utils_.datasets.tables import CsvTable, plain, shown
+from utils_.datasets.label_files.named_classes import LABEL_COLUMNS, read_names
+from utils_.datasets.label_files.tables import CsvTable, bare_name, shown
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -147,9 +147,10 @@ def refuse_problems(
     else:
         settle = _only_names(columns)
     kept = "; patients and sites belong into groups.csv" * any(
-        plain(name) in ("patientid", "patient", "site", "hospital", "center") for name in problems
+        bare_name(name) in ("patientid", "patient", "site", "hospital", "center")
+        for name in problems
     )
-    named = [column.name for column in columns if plain(column.name) in LABEL_COLUMNS]
+    named = [column.name for column in columns if bare_name(column.name) in LABEL_COLUMNS]
     if good and len(named) == 1 and named[0] in problems:
         settle += f"; for the names in {shown(named[0])} add --label-format single"
     if uncertain is None and any(column.count(UNCERTAIN) for column in good):
@@ -162,7 +163,7 @@ def refuse_problems(
 def _only_names(columns: Sequence[Column]) -> str:
     """What to do where no column holds 0 and 1."""
     named = [column for column in columns if not named_like_a_property(column.name)]
-    named = [column for column in named if plain(column.name) in LABEL_COLUMNS] or named
+    named = [column for column in named if bare_name(column.name) in LABEL_COLUMNS] or named
     if len(named) != 1:
         return LAYOUT
     kind = "pipe" if any("|" in text for text in named[0].counts) else "single"
@@ -197,7 +198,7 @@ def _recognised(tables: Sequence[CsvTable], names: list[str], form: LabelForm) -
         return "multihot"
     name = _named_column(tables, names)
     column = next((column for column in columns if column.name == name), None)
-    if column is None or plain(column.name) not in LABEL_COLUMNS or column.graded:
+    if column is None or bare_name(column.name) not in LABEL_COLUMNS or column.graded:
         return "multihot"
     kind = "pipe" if any("|" in text for text in column.counts) else "single"
     logger.info("%s: as with --label-format %s", tables[0].path, kind)
@@ -206,7 +207,7 @@ def _recognised(tables: Sequence[CsvTable], names: list[str], form: LabelForm) -
 
 def _named_column(tables: Sequence[CsvTable], names: Sequence[str]) -> str | None:
     """The one column that may name classes, or None where that is not clear."""
-    known = [name for name in names if plain(name) in LABEL_COLUMNS]
+    known = [name for name in names if bare_name(name) in LABEL_COLUMNS]
     for found in (known, [name for name in names if not named_like_a_property(name)], names):
         if len(found) == 1:
             return found[0]
@@ -215,7 +216,7 @@ def _named_column(tables: Sequence[CsvTable], names: Sequence[str]) -> str | Non
 
 def _which_column(table: CsvTable, names: Sequence[str], kind: str) -> UserError:
     listed = ", ".join(map(shown, names))
-    kept = next((name for name in names if plain(name) in LABEL_COLUMNS), names[0])
+    kept = next((name for name in names if bare_name(name) in LABEL_COLUMNS), names[0])
     others = join_names(name for name in names if name != kept)
     return UserError(
         f"{table.path}: --label-format {kind} reads one column, and any of {listed} may be it; "

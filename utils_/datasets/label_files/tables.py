@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils_.datasets.text_files import Records, read_records
+from utils_.datasets.label_files.text_files import Records, read_records
 from utils_.errors import UserError, nearest
 
 logger = logging.getLogger("fednml")
@@ -81,8 +81,8 @@ def read_csv(path: Path) -> CsvTable:
     """Read a table; blank rows are skipped. What is unusual in the file is logged.
 
     Raises:
-        UserError: see :func:`utils_.datasets.text_files.read_records`; or empty, only a header, a
-            row longer or shorter than the header, a column without name or named twice.
+        UserError: see :func:`utils_.datasets.label_files.text_files.read_records`; or empty, only a
+            header, a row longer or shorter than the header, a column without name or named twice.
     """
     text = read_records(path)
     if not text.records:
@@ -112,7 +112,7 @@ def _check_widths(path: Path, width: int, records: Records) -> None:
             )
 
 
-def plain(name: str) -> str:
+def bare_name(name: str) -> str:
     """A column's name without case, accents' spelling, spaces and marks: 'Patient ID' as given by
     another program is ``patient_id``."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from utils_.datasets.cache.image_files import SUFFIXES
 from utils_.datasets.folder import ImageFolder
-from utils_.datasets.tables import CsvTable, plain, shown
+from utils_.datasets.label_files.tables import CsvTable, bare_name, shown
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -36,8 +36,8 @@ def lead_by_images(table: CsvTable, folder: ImageFolder) -> CsvTable:
     best = max(share, key=lambda name: share[name])  # the first of several
     if share[first] < 0.5 and share[best] > share[first]:
         return _led_by(table, best)
-    named = [name for name in table.header if plain(name) in IMAGE_COLUMNS]
-    unnamed = not first or plain(first).startswith("unnamed")
+    named = [name for name in table.header if bare_name(name) in IMAGE_COLUMNS]
+    unnamed = not first or bare_name(first).startswith("unnamed")
     if unnamed and len(named) == 1 and share[first] <= share[named[0]]:
         return _led_by(table, named[0])
     return table

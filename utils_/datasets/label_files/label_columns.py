@@ -10,8 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from utils_.datasets.cells import NEGATIVE, NO_LABEL, POSITIVE, UNCERTAIN, Column, kind_of
-from utils_.datasets.tables import plain, shown
+from utils_.datasets.label_files.cells import (
+    NEGATIVE,
+    NO_LABEL,
+    POSITIVE,
+    UNCERTAIN,
+    Column,
+    kind_of,
+)
+from utils_.datasets.label_files.tables import bare_name, shown
 from utils_.errors import UserError, nearest
 
 # Names, as tables.plain gives them, of what hospitals keep beside the labels.
@@ -82,7 +89,7 @@ def find_problems(columns: Sequence[Column]) -> dict[str, str]:
 
 def named_like_a_property(name: str) -> bool:
     """Whether a column is called as ids, dates, sexes and the like are."""
-    simple = plain(name)
+    simple = bare_name(name)
     return simple in PROPERTIES or bool(IDENTIFIER.search(name)) or simple.startswith(LEADING)
 
 
@@ -118,7 +125,7 @@ def _twins(columns: Sequence[Column]) -> dict[str, str]:
     first: dict[str, str] = {}
     found = {}
     for column in columns:
-        other = first.setdefault(plain(column.name) or column.name, column.name)
+        other = first.setdefault(bare_name(column.name) or column.name, column.name)
         if other != column.name:
             found[column.name] = f"is another spelling of {shown(other)}; join the two"
             continue
@@ -137,7 +144,7 @@ def _sums(columns: Sequence[Column]) -> Iterator[tuple[str, str]]:
     labels[(labels == UNCERTAIN) | (labels == NO_LABEL)] = np.nan
     left = list(range(len(columns)))
     for place in range(len(columns)):  # one after another: two such columns explain each other
-        named = len(columns) > 2 and plain(columns[place].name) in SUMMARIES
+        named = len(columns) > 2 and bare_name(columns[place].name) in SUMMARIES
         if named or _is_sum(labels[:, left], left.index(place)):
             left.remove(place)
             yield columns[place].name, "is 1 where any other is: it would betray hidden labels"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils_.datasets.label_forms import Labels
-from utils_.datasets.tables import CsvTable, plain, shown
+from utils_.datasets.label_files.label_forms import Labels
+from utils_.datasets.label_files.tables import CsvTable, bare_name, shown
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -110,7 +110,7 @@ def _several_rows(
 
 def _form(table: CsvTable) -> str:
     for what, pattern in FORMS:
-        column = next((name for name in table.header if pattern.fullmatch(plain(name))), None)
+        column = next((name for name in table.header if pattern.fullmatch(bare_name(name))), None)
         if column:
             return f" (a row per {what}, by column {shown(column)})"
     return ""

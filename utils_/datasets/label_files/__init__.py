@@ -1,0 +1,1 @@
+"""Label files as hospitals have them: from the bytes of a table to labels, patients and sites."""
