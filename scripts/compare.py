@@ -144,11 +144,16 @@ def _run(protocol: Protocol, options: argparse.Namespace) -> int:
 def _show(protocol: Protocol, options: argparse.Namespace) -> int:
     methods, settings = _names(protocol, options, settings=protocol.settings)
     options.selection = chosen(options.selection, SCORES, what="--selection:")
-    seeds = restricted_seeds(options.seeds, protocol.test_seeds, phase="test")
+    tuning = bool(options.seeds) and set(options.seeds) <= set(protocol.tuning_seeds)
+    allowed = protocol.tuning_seeds if tuning else protocol.test_seeds
+    seeds = restricted_seeds(options.seeds, allowed, phase="tuning" if tuning else "test")
     rows = [row for row in read_rows(options.rows) if int(row["seed"]) in seeds]
     if not rows:
         raise UserError(f"{options.rows}: no row of these seeds; run compare.py run")
     print(show(rows, methods=methods, settings=settings, selection=options.selection))
+    if tuning:
+        print("These are seeds of the tuning: what they show is a lead and no result.")
+        return DONE
     print(
         f"Each method had {protocol.candidates} candidates on the seeds "
         f"{', '.join(map(str, protocol.tuning_seeds))} and the settings "
