@@ -478,3 +478,23 @@ def test_the_shown_numbers_are_those_of_scipy() -> None:
     np.testing.assert_allclose([ranks[m] for m in ("fedavg", "fednml", "fedprox")], expected)
     assert "5 seeds (21, 22, 23, 24, 25)" in text
     assert "clean" not in text.partition("### Ranks")[2].partition("Test set")[0]
+
+
+def test_seeds_of_the_tuning_are_shown_as_no_result(
+    tmp_path: Path, protocol: Protocol, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "rows.csv"
+    for number, seed in enumerate(protocol.tuning_seeds):
+        for method, score in (("fedavg", 0.3), ("fedprox", 0.32 + number / 100)):
+            run = protocol.run(method, 0, setting="paper-0.4-4", seed=seed)
+            line = dict(zip(rows.IDENTITY, map(str, run.identity), strict=True))
+            line |= dict.fromkeys((*rows.FACTS, *rows.VALIDATION), "1") | {"options": run.text}
+            line |= {"bound": "False", "val_selected.mAP": str(score), "last5.mAP": str(score)}
+            rows.append_row(table, line)
+    seeds = list(map(str, protocol.tuning_seeds))
+    assert compare.main(["show", "--rows", str(table), "--seeds", *seeds]) == 0
+    shown = capsys.readouterr().out
+    assert "+0.030" in shown  # the mean difference of the three
+    assert "a lead and no result" in shown
+    assert compare.main(["show", "--rows", str(table)]) == 2  # the seeds of the tables have no row
+    assert compare.main(["show", "--rows", str(table), "--seeds", "7", "21"]) == 2

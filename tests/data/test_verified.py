@@ -173,3 +173,27 @@ def test_rows_of_unlisted_images_are_counted(csv_copy: Path, caplog) -> None:
     found = verified_of(csv_copy, [*rows, ["elsewhere.png", "1", "1", "1", "1"]])
     assert (~np.isnan(found)).sum() == 48 * 4
     assert "1 of 49 rows name no image of the label files, such as 'elsewhere.png'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "classes"),
+    [
+        ({"ignore_columns": "sex"}, [0, 1, 2, 3]),
+        ({"classes": "class1,class3"}, [1, 3]),
+    ],
+)
+def test_an_export_of_the_same_columns_follows_the_choice_of_classes(
+    csv_copy: Path, settings: dict[str, str], classes: list[int]
+) -> None:
+    """Experts who correct a copy of the label file leave its other columns there."""
+    rows = train_rows(csv_copy)
+    for name in ("train_data.csv", "test_data.csv"):
+        table = tiny.read_table(csv_copy / name)
+        tiny.write_table(
+            csv_copy / name, [[*r, "sex" if n == 0 else "1"] for n, r in enumerate(table)]
+        )
+    verified = verified_of(
+        csv_copy, [[*row, "sex" if n == 0 else "1"] for n, row in enumerate(rows)], **settings
+    )
+    given = np.array([row[1:] for row in rows[1:]], float)
+    np.testing.assert_array_equal(verified[: len(given)], given[:, classes])

@@ -120,6 +120,8 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
         names=listing.names,
         files=listing.files,
         classes=listing.classes,
+        chosen=options.classes,
+        ignored=options.ignore_columns,
     )
     if options.labels_only:
         shape = (len(listing.files), options.image_size, options.image_size, 3)

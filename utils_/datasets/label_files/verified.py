@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils_.datasets.folder import ImageFolder, refuse_repeats
+from utils_.datasets.label_files.label_columns import split_names
 from utils_.datasets.label_files.tables import CsvTable, parse_labels, read_csv, shown
 from utils_.errors import UserError, nearest
 
@@ -23,6 +24,8 @@ def read_verified(
     names: Sequence[str],
     files: Sequence[str],
     classes: Sequence[str],
+    chosen: str | None = None,
+    ignored: str | None = None,
 ) -> np.ndarray | None:
     """Read ``true_data.csv``: the file name, then some or all classes, for some or all images.
 
@@ -35,6 +38,8 @@ def read_verified(
         names: N names as in the label files.
         files: N paths below ``folder``.
         classes: C names.
+        chosen: ``--classes``; where given, other columns are left out.
+        ignored: ``--ignore-columns``; these are left out.
 
     Returns:
         (N, C) float32, NaN where nothing is verified; None without the file.
@@ -47,28 +52,30 @@ def read_verified(
     if not path.exists():
         return None
     table = read_csv(path)
-    columns = _columns(table, classes)
+    left_out = split_names(ignored, "--ignore-columns") if ignored else []
+    columns = _columns(table, classes, left_out=table.header[1:] if chosen else left_out)
     places = ImageFolder(folder).place(table.names)
     refuse_repeats([table], places)
     rows = _rows(table, places, names=names, files=files)
-    labels, used = parse_labels(table, table.header[1:]), np.flatnonzero(rows >= 0)
+    labels = parse_labels(table, [classes[column] for column in columns])
+    used = np.flatnonzero(rows >= 0)
     verified = np.full((len(files), len(classes)), np.nan, np.float32)
     verified[np.ix_(rows[used], np.array(columns))] = labels[used]
     return verified
 
 
-def _columns(table: CsvTable, classes: Sequence[str]) -> list[int]:
-    """The class of each column but the first."""
+def _columns(table: CsvTable, classes: Sequence[str], *, left_out: Sequence[str]) -> list[int]:
+    """The class of each column but the first and those left out on purpose."""
     if len(table.header) < 2:
         raise UserError(f"{table.path}: only one column; add one for each class that is verified")
     for name in table.header[1:]:
-        if name not in classes:
+        if name not in classes and name not in left_out:
             hint = nearest(name, classes)
             raise UserError(
                 f"{table.path}: column {shown(name)} is no class of the label files; {hint}, or "
                 "remove the column"
             )
-    return [list(classes).index(name) for name in table.header[1:]]
+    return [list(classes).index(name) for name in table.header[1:] if name in classes]
 
 
 def _rows(
