@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from tiny import ROOT, SHARED
 
+from scripts import compare
 from src.aggregation import AGGREGATORS
 from src.methods import method_names
 from src.supervision import LOSSES
@@ -56,7 +57,7 @@ DRY = [line for line in MAIN if not re.search("--resume|--list|--dry-run|--datas
 
 def test_every_command_is_covered() -> None:
     kinds = ("main_fednml.py", "quickstart.sh", "test.sh", "sweep.sh", "table.py", "tensorboard")
-    kinds += ("benchmark.py", "attacks.sh", "attack_table.py", "check_data.py")
+    kinds += ("benchmark.py", "attacks.sh", "attack_table.py", "check_data.py", "compare.py")
     unknown = [line for line in README + RESULTS if not any(kind in line for kind in kinds)]
     assert not unknown
     assert len(DRY) >= 3
@@ -162,6 +163,22 @@ def test_the_attacks_are_planned(tmp_path: Path) -> None:
     done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("main_fednml.py") == 2
+
+
+def test_the_rivals_are_what_their_rows_show(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    tune, show = (shlex.split(line)[2:] for line in RESULTS if "compare.py" in line)
+    assert compare.main([*tune, "--dry-run"]) == 0
+    planned = capsys.readouterr()
+    assert "120 of 120 runs are in" in planned.err and not planned.out  # the rows are all there
+    assert compare.main(show) == 0
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    tables = capsys.readouterr().out.partition("### Ranks")[0]
+    lines = [line for line in tables.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 * (2 + 20)
+    assert all(line in page for line in lines)
 
 
 def test_scripts_parse(tmp_path: Path) -> None:
