@@ -92,6 +92,11 @@ def test_names_in_any_case(given: dict[str, str], name: str) -> None:
         ("cuda:1", "CUDA_VISIBLE_DEVICES=1 before the command and give --device cuda"),
         ("cuda:one", "unknown device"),
         ("graphics", "known: auto, cpu, cuda"),
+        # as they were given to other programs: Federated-Learning-PyTorch#28, rtfm#15,
+        # pytorch_connectomics#40; NeuralNLP-NeuralClassifier#21 is cuda:1, optimate#110 cuda:0
+        ("0", "known: auto, cpu, cuda"),
+        ("cuda:none", "did you mean 'cuda'?"),
+        ("train", "known: auto, cpu, cuda"),
     ],
 )
 def test_other_devices_are_named(device: str, said: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +79,38 @@ def join_sites(data: Path) -> None:
     tiny.write_table(data / "groups.csv", [["ID", "patient_id", "site"], *rows])
 
 
+def move_last_row(data: Path) -> None:
+    """The last test image is one of training now."""
+    train, test = (data / f"{part}_data.csv" for part in ("train", "test"))
+    *kept, last = test.read_text().splitlines()
+    train.write_text(train.read_text().rstrip("\n") + f"\n{last}\n")
+    test.write_text("\n".join(kept) + "\n")
+
+
+def hold_out(data: Path) -> None:
+    """The last ten training images are a validation part of their own."""
+    head, *rows = tiny.read_table(data / "train_data.csv")
+    tiny.write_table(data / "train_data.csv", [head, *rows[:-10]])
+    tiny.write_table(data / "val_data.csv", [head, *rows[-10:]])
+
+
+def change_in_place(data: Path) -> None:
+    """Size and date of the file stay as they were."""
+    path = data / "train_data.csv"
+    before, text = path.stat(), path.read_bytes()
+    place = text.index(b",1") + 1
+    path.write_bytes(text[:place] + b"0" + text[place + 1 :])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
+def add_class(data: Path) -> None:
+    for part in ("train", "test"):
+        head, *rows = tiny.read_table(data / f"{part}_data.csv")
+        added = [[*row, str(number % 2)] for number, row in enumerate(rows)]
+        tiny.write_table(data / f"{part}_data.csv", [[*head, "glaucoma"], *added])
+
+
 # ---- names
 
 OTHER_LABELS: dict[str, Change] = {
@@ -91,6 +125,14 @@ OTHER_LABELS: dict[str, Change] = {
     "images in another order": rewrite("train_data.csv", swap_lines),
     "patients named": add_groups,  # PadChest's ids came in a second release
     "sites named": join_sites,
+    # What other programs took for what they had: data that came later (lambkin#95), another part
+    # held out (nkululeko#406), files judged by their dates (Ramble#1331), more of the same set
+    # (autolabel#581), and a second opinion beside the first (VinDr-CXR's consensus).
+    "an image moved to training": move_last_row,
+    "a part held out": hold_out,
+    "a label, at the same size and date": change_in_place,
+    "a class added": add_class,
+    "labels verified": lambda data: shutil.copy(data / "train_data.csv", data / "true_data.csv"),
 }
 SAME_LABELS: dict[str, Change] = {
     "line ends of Windows": rewrite("train_data.csv", lambda text: text.replace("\n", "\r\n")),
