@@ -12,7 +12,7 @@ from src.methods import method_class
 from utils_.datasets import default_folder
 from utils_.datasets.base import PART_NAMES, TEST, ImageDataset
 from utils_.datasets.label_files.verified import VERIFIED_FILE
-from utils_.errors import UserError
+from utils_.errors import UserError, some
 from utils_.one_sided import report_parts
 from utils_.scenario import Scenario
 from utils_.truth import UNKNOWN, reference
@@ -75,16 +75,11 @@ def _report_sites(scenario: Scenario) -> None:
         logger.warning(
             "a single training image at client %s: such a model is its image's; fewer --clients "
             "or a site of more images would help",
-            _some(single),
+            some(single, SITES_SHOWN),
         )
     if silent:
         logger.warning(
             "no annotated cell at client %s: it cannot learn from labels; annotate some there, or "
             "leave its images out",
-            _some(silent),
+            some(silent, SITES_SHOWN),
         )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SITES_SHOWN} more" if len(names) > SITES_SHOWN else ""
-    return ", ".join(names[:SITES_SHOWN]) + more

@@ -30,7 +30,7 @@ def as_known(name: str, known: Iterable[str]) -> str:
     return names.get(name.lower(), name)
 
 
-def some(names: Sequence[str]) -> str:
-    """Return the first names and how many more there are."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+def some(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
+    """Return the first names, ``most`` of them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

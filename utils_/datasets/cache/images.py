@@ -31,7 +31,7 @@ from utils_.datasets.cache.image_files import has_wide_pixels
 from utils_.datasets.cache.index import CacheIndex, Signature, signature
 from utils_.datasets.cache.picture import DEEP, WINDOWED
 from utils_.datasets.cache.pixel_range import AUTO, FULL, common_range, range_text, too_dark
-from utils_.errors import UserError
+from utils_.errors import UserError, some
 
 logger = logging.getLogger("fednml")
 FORMAT = 1  # to be raised whenever the same file gives other pixels
@@ -271,10 +271,9 @@ def _judge(request: ImageRequest, problems: dict[int, str]) -> np.ndarray:
     if request.skip_bad_images and len(rows):
         logger.warning("left out %d of %d images: %s", len(named), total, ", ".join(named))
         return rows
-    more = f" and {len(named) - NAMES_SHOWN} more" if len(named) > NAMES_SHOWN else ""
     raise UserError(
         f"{request.folder}: {len(named)} of {total} images cannot be used: "
-        f"{', '.join(named[:NAMES_SHOWN])}{more}; {_advice(request, problems)}"
+        f"{some(named, NAMES_SHOWN)}; {_advice(request, problems)}"
     )
 
 
