@@ -17,8 +17,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tiny
 
+from src.simulation import Simulation
 from utils_.datasets.base import ImageDataset
 
+LONGEST = (  # each takes more than twenty seconds of one core
+    "test_honesty.py",
+    "test_readme.py",
+    "test_compare.py",
+    "test_resume.py",
+    "test_training_options.py",
+    "test_scripts.py",
+    "test_portability.py",
+    "test_own_data.py",
+    "test_benchmark.py",
+)
 THREADS = int(os.environ.get("FEDNML_TEST_THREADS", "1"))
 
 
@@ -30,6 +42,19 @@ def pytest_runtest_setup() -> None:
     hang, since workers are forked. Before each test, because a simulation goes back to one.
     """
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny run would spend most of its time on drawing labels; tests marked ``pictures`` draw."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr(Simulation, "_picture_due", lambda simulation: False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files that take longest first: late ones would keep a single process busy."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else 99)
 
 
 @pytest.fixture(scope="session")

@@ -249,7 +249,6 @@ def simulate(
 
     server.broadcast = recorded_broadcast
     server.finish_round = lambda reports: finish_round(recorded(reports))
-    simulation.evaluator.label_picture = lambda client: None  # slow, and nobody looks here
     if folder is None:
         simulation.save = lambda folder: None
     prepare(simulation)

@@ -20,6 +20,7 @@ from tiny import (
     make_simulation,
     simulate,
 )
+from tqdm import tqdm
 
 from src import simulation as engine
 from src.client import Client, split_batches
@@ -290,10 +291,25 @@ def test_workers_score_too_and_their_memory_counts(
     assert found[0] == found[1]
 
 
+@pytest.mark.pictures
+def test_a_run_draws_four_pictures_at_most(dataset: ImageDataset, tmp_path: Any) -> None:
+    simulation = make_simulation(make_config("fedavg", rounds=10), dataset, make_scenario(dataset))
+    simulation.evaluator.label_picture = lambda client: "picture"
+    drawn = []
+
+    class Pictures(NoLog):
+        def figure(self, tag: str, figure: Any, *, step: int) -> None:
+            if figure == "picture":
+                drawn.append(step)
+
+    with tqdm(disable=True) as bar:
+        simulation.run(tmp_path, Pictures(), stop=lambda: False, progress=bar)
+    assert drawn == [2, 5, 8]
+
+
 def test_stopping_keeps_what_was_done(dataset: ImageDataset, tmp_path: Any) -> None:
     scenario = make_scenario(dataset, mask="cells", noise=NOISE)
     simulation = make_simulation(make_config("fednml", rounds=4), dataset, scenario)
-    simulation.evaluator.label_picture = lambda client: None
     asked = iter([False, True])
 
     class Bar:
@@ -304,7 +320,6 @@ def test_stopping_keeps_what_was_done(dataset: ImageDataset, tmp_path: Any) -> N
         simulation.run(tmp_path, NoLog(), stop=lambda: next(asked), progress=Bar())
     assert simulation.server.round == len(simulation.history) == 2
     again = make_simulation(make_config("fednml", rounds=4), dataset, scenario)
-    again.evaluator.label_picture = lambda client: None
     again.resume(tmp_path)
     again.run(tmp_path, NoLog(), stop=lambda: False, progress=Bar())
     whole = flawed_run(dataset, "fednml", rounds=4)

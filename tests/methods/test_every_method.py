@@ -23,7 +23,6 @@ EACH_METHOD = pytest.mark.parametrize("method", [*method_names(), *VARIANTS])
 
 def run_on(simulation: Simulation, folder: Path) -> bool:
     """Run one more round; whether it was the last."""
-    simulation.evaluator.label_picture = lambda client: None
     try:
         with tqdm(disable=True) as bar:
             simulation.run(folder, NoLog(), stop=lambda: True, progress=bar)
