@@ -16,6 +16,7 @@ from utils_.mixture import fit_two
 
 NOT_HEARD, CLEAN, NOISY = -1, 0, 1
 REPLICATES = 99  # of a site's images, drawn with replacement
+NOISY_SPREAD = 0.1  # standard deviation of noisy sites' rates of wrong labels
 TOLD = {  # what a site reports, once
     "losses": Expected((2, "classes"), unknown=True, optional=True),
     "evidence": Expected((2 + REPLICATES, 2, "classes"), optional=True),
@@ -135,8 +136,9 @@ def hear(
 def told_apart(losses: np.ndarray, evidence: np.ndarray, *, alpha: float) -> np.ndarray:
     """Tell the noisy sites by a test: alike sites are accused with probability ``alpha``.
 
-    The sites are cut in two by their :func:`surplus`. The upper part is noisy if few replicates of
-    alike sites are cut as clearly: no more than a share of ``alpha``, the sites themselves counted.
+    The sites' :func:`surplus` is compared with that of replicates in which all are alike. If few
+    of these scatter as much, no more than a share of ``alpha``, the sites themselves counted, the
+    sites are cut in two, and the upper part is noisy.
 
     Args:
         losses: (K, F), NaN where untold.
@@ -150,9 +152,9 @@ def told_apart(losses: np.ndarray, evidence: np.ndarray, *, alpha: float) -> np.
     known, noisy = information > 0, np.zeros(len(losses), bool)
     if known.sum() < 2:
         return noisy
-    upper, gap = best_cut(rate[:, known], information[known])
-    if (gap >= gap[0]).mean() <= alpha:
-        noisy[known] = upper[0]
+    squares = scatter(rate[:, known], information[known])
+    if (squares >= squares[0]).mean() <= alpha:
+        noisy[known] = likeliest_cut(rate[0, known], information[known])
     return noisy
 
 
@@ -185,24 +187,41 @@ def surplus(losses: np.ndarray, evidence: np.ndarray) -> tuple[np.ndarray, np.nd
     return rates, np.diag(among)
 
 
-def best_cut(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut each row of numbers where the weighted squares between the two parts are largest.
+def scatter(values: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """(R,) squared distances of each row's numbers from their mean, all weighted by (K,)."""
+    mean = (values * information).sum(axis=1, keepdims=True) / information.sum()
+    squares: np.ndarray = (information * (values - mean) ** 2).sum(axis=1)
+    return squares
+
+
+def likeliest_cut(values: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """Cut numbers in two where a common value below and scattered ones above fit them best.
+
+    Clean sites have one rate of wrong labels, none; noisy ones have each its own.
 
     Args:
-        values: (R, K), K at least 2.
-        weight: (K,) above 0.
+        values: (K,), K at least 2, with Gaussian errors.
+        information: (K,) above 0, one over the variances of the errors.
 
     Returns:
-        (R, K) bool, the upper parts; (R,) those squares.
+        (K,) bool, the upper part.
     """
-    order = np.argsort(values, axis=1, kind="stable")
-    ranked, weights = np.take_along_axis(values, order, axis=1), weight[order]
-    below, sums = weights.cumsum(axis=1), (weights * ranked).cumsum(axis=1)
-    rest = below[:, -1:] - below[:, :-1]
-    gap = (sums[:, -1:] - sums[:, :-1]) / rest - sums[:, :-1] / below[:, :-1]
-    squares = gap**2 * below[:, :-1] * rest / below[:, -1:]
-    cut = squares.argmax(axis=1)
-    return order.argsort(axis=1) > cut[:, None], squares.max(axis=1)
+    order = np.argsort(values, kind="stable")
+    ranked, variance = values[order], 1 / information[order]
+    fits = [
+        _log_likelihood(ranked[:cut], variance[:cut])
+        + _log_likelihood(ranked[cut:], variance[cut:] + NOISY_SPREAD**2)
+        for cut in range(1, len(values))
+    ]
+    upper = np.zeros(len(values), bool)
+    upper[order[1 + int(np.argmax(fits)) :]] = True
+    return upper
+
+
+def _log_likelihood(values: np.ndarray, variance: np.ndarray) -> float:
+    """Of numbers about one mean, the likeliest; but for a constant a number."""
+    mean = np.average(values, weights=1 / variance)
+    return -0.5 * float(((values - mean) ** 2 / variance + np.log(variance)).sum())
 
 
 # ---- the published vote

@@ -20,10 +20,10 @@ Differences from the paper and its release:
 - Distances are L2 norms of all parameters, as in the paper. The release adds up one norm for each
   tensor, BatchNorm statistics included.
 - Where nobody is noisy, or nobody is clean, the mean is FedAvg's.
-- Published: the mixtures split the normalised losses, alike sites too (``alpha=1``). Here sites are
-  cut in two by the share of their labels that are as if drawn at random, estimated from the same
-  losses, where replicates of alike sites are cut as clearly in ``alpha`` of cases. Each site tells
-  99 bootstrap replicates for it.
+- Published: the mixtures split the normalised losses, alike sites too (``alpha=1``). Here the share
+  of a site's labels that are as if drawn at random is estimated from the same losses. Sites are cut
+  in two where these shares scatter more than all but ``alpha`` of replicates of alike sites do.
+  Each site tells 99 bootstrap replicates for it.
 """
 
 from __future__ import annotations

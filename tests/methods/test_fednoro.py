@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import binary_entropy, cross_entropy, float32_tolerance, logit, mean, sigmoid
+from scipy import stats
 from stand_ins import (
     ROUNDS,
     WARMUP,
@@ -34,10 +35,11 @@ from utils_.noisy_clients import (
     NOISY,
     NOT_HEARD,
     REPLICATES,
-    best_cut,
     class_losses,
     closeness,
+    likeliest_cut,
     normalised,
+    scatter,
     surplus,
     told_apart,
     vote_noisy,
@@ -225,28 +227,36 @@ def test_rates_against_least_squares() -> None:
     np.testing.assert_allclose(rates[8] - rates[8].mean(), expected, atol=1e-9)
 
 
+def test_scatter_against_a_loop() -> None:
+    values, weight = derive(0, "rows").normal(size=(3, 5)), derive(0, "weight").uniform(0.5, 3, 5)
+    for row, found in zip(values, scatter(values, weight), strict=True):
+        mean = sum(w * x for w, x in zip(weight, row, strict=True)) / sum(weight)
+        assert found == pytest.approx(
+            sum(w * (x - mean) ** 2 for w, x in zip(weight, row, strict=True))
+        )
+
+
 @pytest.mark.parametrize("sites", [2, 3, 7])
-def test_the_best_cut_against_all_cuts(sites: int) -> None:
+def test_the_likeliest_cut_against_all_cuts(sites: int) -> None:
+    """By the densities of scipy, each part about its likeliest mean."""
     draw = derive(sites, "cut")
-    values, weight = draw.normal(size=(5, sites)), draw.uniform(0.5, 3, sites)
-    upper, squares = best_cut(values, weight)
-    for row, chosen, found in zip(values, upper, squares, strict=True):
-        best = (-1.0, set())
-        for bar in row:
-            high = {k for k in range(sites) if row[k] > bar}
-            if not high:
-                continue
-            low = set(range(sites)) - high
-            parts = [
-                (
-                    sum(weight[k] for k in p),
-                    sum(weight[k] * row[k] for k in p) / sum(weight[k] for k in p),
-                )
-                for p in (low, high)
-            ]
-            (a, x), (b, y) = parts
-            best = max(best, ((y - x) ** 2 * a * b / (a + b), high), key=lambda pair: pair[0])
-        assert found == pytest.approx(best[0]) and set(np.flatnonzero(chosen).tolist()) == best[1]
+    values, information = draw.normal(size=sites), draw.uniform(20, 90, sites)
+    fits = []
+    for bar in sorted(values)[:-1]:
+        fit = 0.0
+        for upper in (False, True):
+            rows = [k for k in range(sites) if (values[k] > bar) == upper]
+            variance = np.array([1 / information[k] + upper * 0.1**2 for k in rows])
+            mean = sum(values[rows] / variance) / sum(1 / variance)
+            fit += stats.norm.logpdf(values[rows], mean, np.sqrt(variance)).sum()
+        fits.append((fit, [bool(x > bar) for x in values]))
+    assert likeliest_cut(values, information).tolist() == max(fits)[1]
+
+
+def test_noisy_sites_of_unlike_rates_stay_together() -> None:
+    """Two equal groups would be cut between the noisy ones, where the squares are largest."""
+    rates = np.array([0.02, 0.0, 0.35, 0.5, 0.85])
+    assert likeliest_cut(rates, np.full(5, 100.0)).tolist() == [False, False, True, True, True]
 
 
 @pytest.mark.parametrize(

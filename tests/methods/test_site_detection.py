@@ -69,21 +69,21 @@ def half_of(sites: int, kind: str, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["redraw", "flip"])
-@pytest.mark.parametrize("sites", COUNTS)
-def test_the_noisy_half_of_the_sites_is_found(sites: int, kind: str) -> None:
+@pytest.mark.parametrize(("sites", "draws"), [(4, 20), (8, 10), (20, 10)])
+def test_the_noisy_half_of_the_sites_is_found(sites: int, draws: int, kind: str) -> None:
     """Somebody in at least 9 of 10 draws; exactly the half in as many, or 2 % of sites mistaken.
 
     Of 20 sites with as few as 60 images one may lie on the wrong side of any cut. These draws are
-    fixed: of 60 others, with 4 sites redrawn, 50 found somebody and 47 exactly the half.
+    fixed: of the first 60, with 4 sites redrawn, 54 found exactly the half.
     """
     right = mistaken = found = 0
-    for seed in range(10):
+    for seed in range(draws):
         noise = half_of(sites, kind, seed)
         verdict = accused(make_reports(seed, noise))
         wrong = sum((n != "none") != v for n, v in zip(noise, verdict, strict=True))
         right, mistaken, found = right + (wrong == 0), mistaken + wrong, found + any(verdict)
-    assert found >= 9
-    assert right >= 9 or mistaken <= 0.02 * 10 * sites, (right, mistaken)
+    assert found >= 0.9 * draws
+    assert right >= 0.9 * draws or mistaken <= 0.02 * draws * sites, (right, mistaken)
 
 
 @pytest.mark.parametrize("kind", ["none", "redraw", "flip"])
