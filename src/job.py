@@ -51,7 +51,7 @@ from utils_.predictions import FILE as PREDICTIONS
 from utils_.predictions import write_predictions
 from utils_.runlog import RunLog, parameter_table
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario, client_names, training_sites
-from utils_.scenario_tables import assignment_table, client_table
+from utils_.scenario_tables import assignment_table, class_table, client_table
 from utils_.truth import reference
 
 # On resume these may change, because no result depends on them.
@@ -308,10 +308,13 @@ def _create_folder(
         write_text(draft / "config.yaml", config.to_yaml())
         write_json(draft / "env.json", describe(ROOT) | settings)
         truth = reference(dataset, scenario, noise=bool(config.noise))
-        table = client_table(scenario, dataset, simulation.names, truth=truth)
-        write_text(draft / "clients.csv", table.to_csv(index=False))
-        table = assignment_table(scenario, dataset)
-        write_text(draft / "assignments.csv", table.to_csv(index=False))
+        tables = {
+            "clients": client_table(scenario, dataset, simulation.names, truth=truth),
+            "site_classes": class_table(scenario, dataset, simulation.names),
+            "assignments": assignment_table(scenario, dataset),
+        }
+        for name, table in tables.items():
+            write_text(draft / f"{name}.csv", table.to_csv(index=False))
         draft.rename(folder)
     except OSError as error:
         raise UserError(
