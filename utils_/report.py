@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils_.finished_runs import SELECTIONS
+from utils_.markdown import aligned
 from utils_.run_groups import (
     by_label,
     column_heads,
@@ -76,7 +77,7 @@ def overview_table(frame: pd.DataFrame, *, selection: str = "last5") -> str:
     heads, shared = column_heads(frame)
     columns = [_brief(with_bounds(frame, setting), selection) for setting in heads]
     lines = [[label, *(c.get(label, "") for c in columns)] for label in ordered_labels(frame)]
-    table = _aligned([["method", *heads.values()], *lines])
+    table = aligned([["method", *heads.values()], *lines])
     common = f"All: {', '.join(shared)}.\n" if shared else ""
     return f"{table}\n\n{common}{_caption(frame, selection, repeated)}"
 
@@ -103,7 +104,7 @@ def _section(group: pd.DataFrame, selection: str) -> str:
     columns.append({label: str(len(rows[label])) for label in rows})
     columns.append({label: _gap_closed(group, rows[label], selection) for label in rows})
     lines = [[label, *(column[label] for column in columns)] for label in ordered_labels(group)]
-    return _aligned([["method", *heads, "seeds", "gap closed"], *lines])
+    return aligned([["method", *heads, "seeds", "gap closed"], *lines])
 
 
 def _shown(group: pd.DataFrame, selection: str, metric: str) -> bool:
@@ -156,16 +157,6 @@ def _gap_closed(group: pd.DataFrame, runs: pd.DataFrame, selection: str) -> str:
         return ""
     text = f"{100 * np.mean(shares):.0f} %"
     return text if len(shares) == len(runs) else f"{text} ({len(shares)} of {len(runs)} seeds)"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in [rows[0], rule, *rows[1:]]:
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("| " + " | ".join([row[0].ljust(widths[0]), *rest]) + " |")
-    return "\n".join(lines)
 
 
 def _caption(frame: pd.DataFrame, selection: str, repeated: int) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +75,10 @@ def dress(panel: Axes) -> None:
 
 def name_axes(panel: Axes, across: str, up: str, title: str = "") -> None:
     """Write what the axes show."""
+    if across == "round":
+        from matplotlib.ticker import MaxNLocator
+
+        panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     panel.set_xlabel(across, fontsize=8.5, color=INK)
     panel.set_ylabel(up, fontsize=8.5, color=INK)
     if title:
@@ -106,7 +113,7 @@ def write_figure(picture: Picture, folder: Path) -> list[Path]:
         return []
     paths = [folder / f"{picture.name}.{kind}" for kind in ("svg", "pdf")]
     for path in paths:
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, _no_glyph_warnings():
             # Without the hour, so that the same runs give the same files.
             date = "Date" if path.suffix == ".svg" else "CreationDate"
             picture.figure.savefig(temporary, format=path.suffix[1:], metadata={date: None})
@@ -120,24 +127,40 @@ def inline_svg(picture: Picture) -> str:
     if picture.figure is None:
         return ""
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": picture.name}):
+    with (
+        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": picture.name}),
+        _no_glyph_warnings(),
+    ):
         picture.figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = _own_names(text, picture.name)
+    text = re.sub(
+        r"<style.*?</style>", "", text, count=1, flags=re.DOTALL
+    )  # it styles all of a page
+    text = re.sub(r"\s*\n\s*", "\n", _own_names(text, picture.name))
+    text = re.sub(r"<[^>]*>", _page_tag, text)  # names of classes, between tags, stay as they are
+    # The figure's caption says what it shows, so that readers aloud may skip its parts.
+    hidden = r'<svg \1 aria-hidden="true" focusable="false">'
+    return re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", hidden, text, count=1)
+
+
+def _page_tag(found: re.Match[str]) -> str:
+    """One tag in the page's colours and fonts, without the digits that nobody sees."""
+    tag = found[0]
     for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
-    text = re.sub(r"font-family: [^;\"]*", f"font-family: {FONT}", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", rf"font: \1 {FONT}", text)
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)  # hundredths of a point nobody sees
-    text = re.sub(r"\s*\n\s*", "\n", text)
-    return re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", _opening, text, count=1)
+        tag = tag.replace(colour, variable)
+    tag = re.sub(r"font-family: [^;\"]*", f"font-family: {FONT}", tag)
+    tag = re.sub(r"font: ([\d.]+px) [^;\"]*", rf"font: \1 {FONT}", tag)
+    return re.sub(r"(\d+\.\d{2})\d+", r"\1", tag)
 
 
-def _opening(found: re.Match[str]) -> str:
-    """The figure's caption says what it shows, so that readers aloud may skip its parts."""
-    return f'<svg {found[1]} aria-hidden="true" focusable="false">'
+@contextmanager
+def _no_glyph_warnings() -> Iterator[None]:
+    """Names in scripts that the drawing font lacks are drawn by the reader's own fonts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
 
 
 def _own_names(text: str, name: str) -> str:

@@ -169,7 +169,8 @@ def annotated_and_missing(setting: Setting, rule: str) -> Picture:
 
 def site_map(setting: Setting) -> Picture:
     """Which site annotates which class, and how often it finds it."""
-    title, record = "Sites and classes", setting.first
+    title, records = "Sites and classes", [r for row in setting.rows for r in row.records]
+    record = next((own for own in records if own.annotated is not None), setting.first)
     annotated, positive = record.annotated, record.positive
     if annotated is None or positive is None:
         return Picture("sites", title, absent="The runs are older than site_classes.csv.")
