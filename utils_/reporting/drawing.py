@@ -49,7 +49,7 @@ class Picture:
     absent: str = ""
 
 
-def new_figure(columns: int = 1, *, height: float = 2.9, width: float = 7.6) -> tuple[Figure, Any]:
+def new_figure(columns: int = 1, *, height: float = 2.9, width: float = 6.2) -> tuple[Figure, Any]:
     """A figure with panels beside each other; they are returned as a list."""
     from matplotlib.figure import Figure as Canvas
 

@@ -45,7 +45,7 @@ def _height(lines: int) -> float:
     return 1.1 + 0.24 * lines
 
 
-def gap_bars(setting: Setting) -> Picture:
+def gap_bars(setting: Setting, rule: str) -> Picture:
     """Share of the gap between FedAvg and clean labels that each method closes."""
     title = "Gap closed"
     rows = [row for row in setting.rows if row.method != BASELINE and len(row.gap)]
@@ -70,8 +70,8 @@ def gap_bars(setting: Setting) -> Picture:
     return Picture(
         "gap",
         title,
-        "0 % is FedAvg on flawed labels, 100 % (dashed) FedAvg on clean ones. Bars: mean over "
-        "seeds; dots: each seed. Leaky runs are pale.",
+        f"Test set, {rule}. 0 % is FedAvg on flawed labels, 100 % (dashed) FedAvg on clean ones. "
+        "Bars: mean over seeds; dots: each seed. Leaky runs are pale.",
         figure,
     )
 
@@ -161,8 +161,8 @@ def annotated_and_missing(setting: Setting, rule: str) -> Picture:
         "missing",
         title,
         "Mean average precision over all pairs of a site and a class that it annotates (dots), "
-        f"and over those that it does not (diamonds); the model is the same. {rule}; mean over "
-        "seeds.",
+        f"and over those that it does not (diamonds); the model is the same. Test set, {rule}; "
+        "mean over seeds.",
         figure,
     )
 
@@ -246,7 +246,7 @@ def reliability(setting: Setting, rule: str) -> Picture:
         title,
         f"Test images, all classes together, {CALIBRATION_BINS} bins of equal width; bins of fewer "
         f"than {FEWEST_CELLS} cells are left out on the left. Dotted: perfectly calibrated. "
-        f"{rule}; all seeds pooled.",
+        f"Test set, {rule}; all seeds pooled.",
         figure,
     )
 
@@ -279,7 +279,7 @@ def cost(setting: Setting, rule: str) -> Picture:
 def method_pictures(setting: Setting, rule: str) -> Sequence[Picture]:
     """All figures of this file; ``rule`` says how the round was chosen."""
     return [
-        gap_bars(setting),
+        gap_bars(setting, rule),
         class_scores(setting, rule),
         annotated_and_missing(setting, rule),
         site_map(setting),

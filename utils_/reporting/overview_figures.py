@@ -58,9 +58,8 @@ def against(settings: Sequence[Setting], name: str, rule: str) -> Picture:
     return Picture(
         f"against-{name}",
         title,
-        f"{rule}. Lines: mean over seeds; bands: from the lowest to the highest seed. Settings: "
-        + "; ".join(setting.head for own in series for setting in own)
-        + ".",
+        f"Test set, {rule}. Lines: mean over seeds; bands: from the lowest to the highest seed. "
+        "Settings: " + "; ".join(setting.head for own in series for setting in own) + ".",
         figure,
     )
 
@@ -98,7 +97,9 @@ def attacks(settings: Sequence[Setting], rule: str) -> Picture:
     name_axes(panel, "mAP on the test set", "")
     _once(panel)
     legend(figure, panel)
-    return Picture("attacks", title, f"{rule}; mean over seeds. Each line is a setting.", figure)
+    return Picture(
+        "attacks", title, f"Test set, {rule}; mean over seeds. Each line is a setting.", figure
+    )
 
 
 def _once(panel: Axes) -> None:

@@ -122,17 +122,22 @@ def summary(setting: Setting, rule: str) -> ReportTable:
     shown = {h: m for h, m in METRICS.items() if not _unknown(setting, m)}
     best = {m: None if m in NEVER_BOLD else surely_best(setting, m) for m in shown.values()}
     over_images = any(row.images for row in setting.rows)
-    head = ["method", *shown, *["mAP over test images"] * over_images, "gap closed", "seeds", "s"]
+    head = [
+        "method",
+        *shown,
+        *["mAP over test images"] * over_images,
+        "gap closed",
+        "seeds",
+        "seconds",
+    ]
     rows = []
     for row in setting.rows:
         cells = [Cell(row.label)]
         cells += [_score(row, metric, best[metric]) for metric in shown.values()]
         cells += [_image_score(row)] * over_images
-        seconds = float(np.mean([r.result.get("seconds", np.nan) for r in row.records]))
+        took = float(np.mean([r.result.get("seconds", np.nan) for r in row.records]))
         cells += [_gap(row), Cell(str(len(row.records)), len(row.records))]
-        rows.append(
-            [*cells, Cell(DASH if np.isnan(seconds) else f"{seconds:.0f}", _sorted(seconds))]
-        )
+        rows.append([*cells, Cell(DASH if np.isnan(took) else f"{took:.0f}", _sorted(took))])
     return ReportTable("scores", "Scores", _summary_caption(setting, rule, best), head, rows)
 
 
