@@ -49,6 +49,7 @@ from utils_.errors import UserError, as_known, some
 from utils_.files import atomic_path, write_json, write_text
 from utils_.predictions import FILE as PREDICTIONS
 from utils_.predictions import write_predictions
+from utils_.reporting.model_card import CARD, model_card
 from utils_.runlog import RunLog, parameter_table
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario, client_names, training_sites
 from utils_.scenario_tables import assignment_table, class_table, client_table
@@ -368,6 +369,7 @@ def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> Non
         classes = simulation.dataset.classes
         write_predictions(folder / PREDICTIONS, simulation.predictions, classes=classes)
     write_json(folder / "result.json", result)
+    write_text(folder / CARD, model_card(folder))
     write_text(folder / "DONE", "")
 
 

@@ -108,7 +108,7 @@ def class_scores(setting: Setting, rule: str) -> Picture:
     return Picture(
         "classes",
         title,
-        f"Test images; {rule}. In brackets: images with the finding / images where it is known. "
+        f"Test set, {rule}. In brackets: images with the finding / images where it is known. "
         "Bars: 95 % interval over test images, drawn with replacement; mean over seeds. A class "
         "without a dot has no positive or no negative there. Shown: "
         + ", ".join(row.label for row in rows)
@@ -235,6 +235,7 @@ def reliability(setting: Setting, rule: str) -> Picture:
         panel.plot(*ratio, marker="o", ms=3, lw=1.1, label=row.label, **style)
         below.step(edges, cells / cells.sum(), where="post", lw=1.1, **style)
     below.set_yscale("log")
+    below.set_ylim(1e-4, 1)
     panel.set_xlim(0, 1)
     panel.set_ylim(0, 1)
     below.set_xlim(0, 1)
@@ -271,7 +272,8 @@ def cost(setting: Setting, rule: str) -> Picture:
     return Picture(
         "cost",
         "Cost against mAP",
-        f"Means over seeds; {rule}. Time on {'; '.join(hardware)}, with whatever else ran there.",
+        f"Means over seeds. Test set, {rule}. Time on {'; '.join(hardware)}, with whatever else "
+        "ran there.",
         figure,
     )
 

@@ -167,7 +167,7 @@ def _run_table(settings: Sequence[Setting]) -> ReportTable:
             [*cells, Cell(str(facts.get("commit", ""))), Cell(str(facts.get("hardware", "")))]
         )
     head = ["run", "method", "seed", "data seed", "rounds", "commit", "hardware"]
-    return ReportTable("runs", "Runs", "All runs that were read.", head, lines)
+    return ReportTable("runs", "All runs", "What was read.", head, lines)
 
 
 def to_html(report: Report, *, notes: Sequence[str] = ()) -> str:
