@@ -225,7 +225,8 @@ def _precision_of_class(score: np.ndarray, truth: np.ndarray, weights: np.ndarra
     precision = np.divide(hit, rank, out=np.zeros(rank.shape), where=rank > 0)
     total = hits[:, -1]
     both = (total > 0) & (total < above[:, -1])
-    return np.divide((own * precision).sum(axis=1), total, out=nothing, where=both)
+    found: np.ndarray = np.divide((own * precision).sum(axis=1), total, out=nothing, where=both)
+    return found
 
 
 def drawn_difference(first: np.ndarray, second: np.ndarray, *, observed: float) -> Paired:

@@ -150,7 +150,9 @@ def test_what_no_site_annotates_is_not_trained(page: Page) -> None:
 def test_every_caption_says_how_the_round_was_chosen(
     runs: Path, page: Page, tmp_path: Path, undrawn: None
 ) -> None:
-    captions = re.findall(r"<caption>(.*?)</caption>", (runs.parent / "report.html").read_text())
+    captions = re.findall(
+        r"<caption><span>(.*?)</span></caption>", (runs.parent / "report.html").read_text()
+    )
     assert len(captions) == len(page.tables)
     assert all("selection rule val_selected" in caption for caption in captions[:-1])
     assert captions[-1] == "What was read."

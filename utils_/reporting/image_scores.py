@@ -117,7 +117,9 @@ def _mean_known(table: np.ndarray) -> np.ndarray:
     """(rows,) mean over the columns that are no NaN; NaN where all are."""
     known = ~np.isnan(table)
     total = np.where(known, table, 0).sum(axis=1)
-    return np.divide(total, known.sum(axis=1), out=np.full(len(table), np.nan), where=known.any(1))
+    nothing = np.full(len(table), np.nan)
+    mean: np.ndarray = np.divide(total, known.sum(axis=1), out=nothing, where=known.any(axis=1))
+    return mean
 
 
 def reliability_bins(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 3
 ATTACK = ("attack", "attackers")
-NAMES = {"noise": "noise rate", "missing": "missing: share of the classes, or their number"}
+NAMES = {"noise": "noise rate", "missing": "missing, share or count"}
 
 
 def _same_but(setting: Setting, name: str) -> str:
@@ -53,7 +53,9 @@ def against(settings: Sequence[Setting], name: str, rule: str) -> Picture:
     for panel, own in zip(panels, series, strict=True):
         for place, label in enumerate(labels):
             _draw_levels(panel, own, name, label, place)
-        name_axes(panel, NAMES[name], "mAP on the test set" * (panel is panels[0]))
+        other = {"noise": "missing", "missing": "noise"}[name]
+        held = f"{other} {_level(own[0], other):g}"
+        name_axes(panel, NAMES[name], "mAP on the test set" * (panel is panels[0]), held)
     legend(figure, panels[0])
     return Picture(
         f"against-{name}",

@@ -68,7 +68,8 @@ class RunRecord:
         """For each class whether any site annotates it; empty where the run does not say."""
         if self.annotated is None:
             return {}
-        return dict(zip(self.classes, self.annotated.any(axis=0).tolist(), strict=True))
+        seen = self.annotated.sum(axis=0) > 0
+        return {name: bool(seen[c]) for c, name in enumerate(self.classes)}
 
     @property
     def cells(self) -> int:
