@@ -146,11 +146,11 @@ def _write(path: Path, text: str, *, option: str) -> None:
 
 
 def _write_figures(pictures: Sequence[object], folder: Path) -> None:
-    from utils_.reporting.drawing import Picture, write_figure
+    from utils_.reporting.drawing import ReportFigure, write_figure
 
     try:
         for picture in pictures:
-            if isinstance(picture, Picture):
+            if isinstance(picture, ReportFigure):
                 write_figure(picture, folder)
     except OSError as error:
         reason = error.strerror or error

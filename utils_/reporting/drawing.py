@@ -31,7 +31,7 @@ FONT = "Verdana, 'DejaVu Sans', sans-serif"  # alike in width, so that nothing i
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportFigure:
     """A figure of the report, or the reason why there is none.
 
     Attributes:
@@ -107,7 +107,7 @@ def look(place: int) -> dict[str, Any]:
     }
 
 
-def write_figure(picture: Picture, folder: Path) -> list[Path]:
+def write_figure(picture: ReportFigure, folder: Path) -> list[Path]:
     """Write a figure as SVG and PDF; returns the files."""
     if picture.figure is None:
         return []
@@ -120,7 +120,7 @@ def write_figure(picture: Picture, folder: Path) -> list[Path]:
     return paths
 
 
-def inline_svg(picture: Picture) -> str:
+def inline_svg(picture: ReportFigure) -> str:
     """The figure as an element of a page: its colours are the page's, its text can be selected."""
     import matplotlib as mpl
 

@@ -13,7 +13,7 @@ from utils_.reporting.drawing import (
     COLOURS,
     GRID,
     INK,
-    Picture,
+    ReportFigure,
     legend,
     look,
     name_axes,
@@ -45,13 +45,13 @@ def _height(lines: int) -> float:
     return 1.1 + 0.24 * lines
 
 
-def gap_bars(setting: Setting, rule: str) -> Picture:
+def gap_bars(setting: Setting, rule: str) -> ReportFigure:
     """Share of the gap between FedAvg and clean labels that each method closes."""
     title = "Gap closed"
     rows = [row for row in setting.rows if row.method != BASELINE and len(row.gap)]
     rows = [row for row in rows if not row.records[0].result["bound"]]
     if not rows:
-        return Picture(
+        return ReportFigure(
             "gap",
             title,
             absent="It takes a run of fedavg, one of clean and one of another method on the same "
@@ -67,7 +67,7 @@ def gap_bars(setting: Setting, rule: str) -> Picture:
     panel.axvline(100, color=INK, lw=0.8, ls="--")
     _by_method(panel, rows)
     name_axes(panel, "(method - fedavg) / (clean - fedavg) in mAP, %", "")
-    return Picture(
+    return ReportFigure(
         "gap",
         title,
         f"Test set, {rule}. 0 % is FedAvg on flawed labels, 100 % (dashed) FedAvg on clean ones. "
@@ -76,12 +76,12 @@ def gap_bars(setting: Setting, rule: str) -> Picture:
     )
 
 
-def class_scores(setting: Setting, rule: str) -> Picture:
+def class_scores(setting: Setting, rule: str) -> ReportFigure:
     """Average precision of each class, from the rarest to the most frequent."""
     title = "Classes by prevalence"
     rows = _telling(setting)
     if not rows:
-        return Picture("classes", title, absent=NOT_KEPT)
+        return ReportFigure("classes", title, absent=NOT_KEPT)
     images = rows[0].images
     assert images is not None
     share = np.divide(
@@ -105,7 +105,7 @@ def class_scores(setting: Setting, rule: str) -> Picture:
     panel.set_xlim(0, 1)
     name_axes(panel, "average precision", "")
     legend(figure, panel)
-    return Picture(
+    return ReportFigure(
         "classes",
         title,
         f"Test set, {rule}. In brackets: images with the finding / images where it is known. "
@@ -140,13 +140,13 @@ def _draw_classes(
     panel.plot(found[0], height, "o", ms=3.4, color=style["color"], label=row.label)
 
 
-def annotated_and_missing(setting: Setting, rule: str) -> Picture:
+def annotated_and_missing(setting: Setting, rule: str) -> ReportFigure:
     """mAP of the classes that a site annotates against those that it does not."""
     title = "Annotated against missing classes"
     columns = ("mAP_annotated", "mAP_missing")
     rows = [r for r in setting.rows if not np.isnan([r.values[c].mean() for c in columns]).any()]
     if not rows:
-        return Picture("missing", title, absent="Every site annotates every class here.")
+        return ReportFigure("missing", title, absent="Every site annotates every class here.")
     figure, (panel,) = new_figure(height=_height(len(rows)) + 0.3)
     for line, row in enumerate(rows):
         ends = [row.values[column].mean() for column in columns]
@@ -157,7 +157,7 @@ def annotated_and_missing(setting: Setting, rule: str) -> Picture:
     _by_method(panel, rows)
     name_axes(panel, "mAP on the test set", "")
     legend(figure, panel)
-    return Picture(
+    return ReportFigure(
         "missing",
         title,
         "Mean average precision over all pairs of a site and a class that it annotates (dots), "
@@ -167,16 +167,16 @@ def annotated_and_missing(setting: Setting, rule: str) -> Picture:
     )
 
 
-def site_map(setting: Setting) -> Picture:
+def site_map(setting: Setting) -> ReportFigure:
     """Which site annotates which class, and how often it finds it."""
     title, records = "Sites and classes", [r for row in setting.rows for r in row.records]
     record = next((own for own in records if own.annotated is not None), setting.first)
     annotated, positive = record.annotated, record.positive
     if annotated is None or positive is None:
-        return Picture("sites", title, absent="The runs are older than site_classes.csv.")
+        return ReportFigure("sites", title, absent="The runs are older than site_classes.csv.")
     sites, classes = annotated.shape
     if sites > MOST_SITES or classes > MOST_CLASSES:
-        return Picture(
+        return ReportFigure(
             "sites",
             title,
             absent=f"{sites} sites and {classes} classes are too many for a figure; "
@@ -190,7 +190,7 @@ def site_map(setting: Setting) -> Picture:
     )
     panel.tick_params(axis="x", labelsize=7, pad=1)
     seed = record.result.get("data_seed", "")
-    return Picture(
+    return ReportFigure(
         "sites",
         title,
         "Number of training images that the site calls positive; the darker, the larger their "
@@ -217,12 +217,12 @@ def _draw_cells(panel: Axes, annotated: np.ndarray, positive: np.ndarray) -> Non
     panel.set_ylim(annotated.shape[0] - 0.5, -0.5)
 
 
-def reliability(setting: Setting, rule: str) -> Picture:
+def reliability(setting: Setting, rule: str) -> ReportFigure:
     """How often a finding is there, by the probability that the model gives it."""
     title = "Reliability"
     rows = [row for row in setting.rows if row.images]
     if not rows:
-        return Picture("reliability", title, absent=NOT_KEPT)
+        return ReportFigure("reliability", title, absent=NOT_KEPT)
     figure, (panel, below) = new_figure(2, height=3.1)
     panel.plot([0, 1], [0, 1], color=INK, lw=0.7, ls=":")
     edges = np.arange(CALIBRATION_BINS) / CALIBRATION_BINS
@@ -242,7 +242,7 @@ def reliability(setting: Setting, rule: str) -> Picture:
     name_axes(panel, "mean probability", "share that has the finding")
     name_axes(below, "probability", "share of cells (log)")
     legend(figure, panel)
-    return Picture(
+    return ReportFigure(
         "reliability",
         title,
         f"Test images, all classes together, {CALIBRATION_BINS} bins of equal width; bins of fewer "
@@ -252,7 +252,7 @@ def reliability(setting: Setting, rule: str) -> Picture:
     )
 
 
-def cost(setting: Setting, rule: str) -> Picture:
+def cost(setting: Setting, rule: str) -> ReportFigure:
     """What a method costs, in time and in bytes, against mAP."""
     figure, panels = new_figure(2, height=3.0)
     for row in setting.rows:
@@ -269,7 +269,7 @@ def cost(setting: Setting, rule: str) -> Picture:
         panel.set_xlim(left=0)
     legend(figure, panels[0])
     hardware = sorted({str(r.environment.get("hardware")) for m in setting.rows for r in m.records})
-    return Picture(
+    return ReportFigure(
         "cost",
         "Cost against mAP",
         f"Means over seeds. Test set, {rule}. Time on {'; '.join(hardware)}, with whatever else "
@@ -278,7 +278,7 @@ def cost(setting: Setting, rule: str) -> Picture:
     )
 
 
-def method_pictures(setting: Setting, rule: str) -> Sequence[Picture]:
+def method_pictures(setting: Setting, rule: str) -> Sequence[ReportFigure]:
     """All figures of this file; ``rule`` says how the round was chosen."""
     return [
         gap_bars(setting, rule),

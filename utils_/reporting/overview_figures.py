@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils_.reporting.comparison import Setting
-from utils_.reporting.drawing import Picture, legend, look, name_axes, new_figure
+from utils_.reporting.drawing import ReportFigure, legend, look, name_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,12 +40,12 @@ def _level(setting: Setting, name: str) -> float:
     return float(str(setting.facts.get(name, 0)))
 
 
-def against(settings: Sequence[Setting], name: str, rule: str) -> Picture:
+def against(settings: Sequence[Setting], name: str, rule: str) -> ReportFigure:
     """mAP against the level of ``noise`` or ``missing``."""
     title = {"noise": "mAP against noise", "missing": "mAP against missing labels"}[name]
     series = _series(settings, name)[:MOST_PANELS]
     if not series:
-        return Picture(
+        return ReportFigure(
             f"against-{name}", title, absent=f"It takes settings that differ in {name} alone."
         )
     figure, panels = new_figure(len(series), height=3.1)
@@ -57,7 +57,7 @@ def against(settings: Sequence[Setting], name: str, rule: str) -> Picture:
         held = f"{other} {_level(own[0], other):g}"
         name_axes(panel, NAMES[name], "mAP on the test set" * (panel is panels[0]), held)
     legend(figure, panels[0])
-    return Picture(
+    return ReportFigure(
         f"against-{name}",
         title,
         f"Test set, {rule}. Lines: mean over seeds; bands: from the lowest to the highest seed. "
@@ -79,12 +79,14 @@ def _draw_levels(panel: Axes, series: Sequence[Setting], name: str, label: str, 
     panel.fill_between(levels, *ends, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def attacks(settings: Sequence[Setting], rule: str) -> Picture:
+def attacks(settings: Sequence[Setting], rule: str) -> ReportFigure:
     """mAP of every setting that has an attack, beside those that have none."""
     title = "Attacks"
     attacked = [s for s in settings if str(s.facts.get("attack", "none")) != "none"]
     if not attacked:
-        return Picture("attacks", title, absent="No site misbehaves in any of the runs (--attack).")
+        return ReportFigure(
+            "attacks", title, absent="No site misbehaves in any of the runs (--attack)."
+        )
     labels = list(dict.fromkeys(row.label for s in settings for row in s.rows))
     figure, (panel,) = new_figure(height=1.2 + 0.32 * len(settings))
     for line, setting in enumerate(settings):
@@ -99,7 +101,7 @@ def attacks(settings: Sequence[Setting], rule: str) -> Picture:
     name_axes(panel, "mAP on the test set", "")
     _once(panel)
     legend(figure, panel)
-    return Picture(
+    return ReportFigure(
         "attacks", title, f"Test set, {rule}; mean over seeds. Each line is a setting.", figure
     )
 
@@ -113,7 +115,7 @@ def _once(panel: Axes) -> None:
         seen.add(name)
 
 
-def overview_pictures(settings: Sequence[Setting], rule: str) -> Sequence[Picture]:
+def overview_pictures(settings: Sequence[Setting], rule: str) -> Sequence[ReportFigure]:
     """All figures of this file."""
     flaws = [against(settings, name, rule) for name in ("noise", "missing")]
     return [*flaws, attacks(settings, rule)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from utils_.finished_runs import SELECTIONS
 from utils_.reporting.comparison import Setting, build_settings
-from utils_.reporting.drawing import Picture, inline_svg
+from utils_.reporting.drawing import ReportFigure, inline_svg
 from utils_.reporting.method_figures import method_pictures
 from utils_.reporting.overview_figures import overview_pictures
 from utils_.reporting.records import RunRecord
@@ -42,12 +42,12 @@ class Part:
     name: str
     title: str
     tables: Sequence[ReportTable] = ()
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[ReportFigure] = ()
     words: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What a report says.
 
     Attributes:
@@ -76,14 +76,14 @@ class Report:
         ]
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[ReportFigure]:
         """All figures, by names that differ."""
         return [picture for part in self.parts for picture in part.pictures]
 
 
 def build_report(
     frame: pd.DataFrame, records: Mapping[Path, RunRecord], *, selection: str
-) -> Report:
+) -> RunReport:
     """Compute all tables and figures of the given runs.
 
     Args:
@@ -104,7 +104,7 @@ def build_report(
     notes = _warnings(settings, selection, repeated)
     counts = {"runs": len(grouped), "settings": len(settings)}
     counts |= {"methods": grouped["label"].nunique(), "seeds": grouped["replicate"].nunique()}
-    return Report(rule, parts, ", ".join(shared), notes, _run_table(settings), counts)
+    return RunReport(rule, parts, ", ".join(shared), notes, _run_table(settings), counts)
 
 
 def _overview(settings: Sequence[Setting], rule: str) -> Part:
@@ -122,7 +122,7 @@ def _chapter(setting: Setting, place: int, rule: str) -> Part:
     return Part(name, setting.head, tables, _named(name, pictures), words)
 
 
-def _named(prefix: str, pictures: Sequence[Picture]) -> list[Picture]:
+def _named(prefix: str, pictures: Sequence[ReportFigure]) -> list[ReportFigure]:
     return [replace(picture, name=f"{prefix}-{picture.name}") for picture in pictures]
 
 
@@ -170,7 +170,7 @@ def _run_table(settings: Sequence[Setting]) -> ReportTable:
     return ReportTable("runs", "All runs", "What was read.", head, lines)
 
 
-def to_html(report: Report, *, notes: Sequence[str] = ()) -> str:
+def to_html(report: RunReport, *, notes: Sequence[str] = ()) -> str:
     """The page: one file that loads nothing.
 
     Args:
@@ -186,11 +186,11 @@ def to_html(report: Report, *, notes: Sequence[str] = ()) -> str:
     return template.render(report=report, warnings=[*report.warnings, *notes])
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: RunReport) -> str:
     """All tables in Markdown."""
     return "\n\n".join(table.markdown() for table in [*report.tables, report.runs]) + "\n"
 
 
-def to_latex(report: Report) -> str:
+def to_latex(report: RunReport) -> str:
     """All tables for LaTeX, with the rules of booktabs."""
     return "\n\n".join(text for table in report.tables if (text := table.latex())) + "\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils_.reporting.comparison import MethodRow, Setting
-from utils_.reporting.drawing import COLOURS, INK, Picture, legend, look, name_axes, new_figure
+from utils_.reporting.drawing import COLOURS, INK, ReportFigure, legend, look, name_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def draw_band(panel: Axes, row: MethodRow, column: str, place: int, *, label: st
     return True
 
 
-def curves(setting: Setting) -> Picture:
+def curves(setting: Setting) -> ReportFigure:
     """mAP over the rounds, on validation and test."""
     figure, panels = new_figure(2)
     drawn = 0
@@ -53,8 +53,8 @@ def curves(setting: Setting) -> Picture:
         name_axes(panel, "round", "mAP", {"val": "validation", "test": "test"}[part])
     legend(figure, panels[1] if panels[1].lines else panels[0])
     if not drawn:
-        return Picture("curves", "Curves", absent="No run has logged a score of any round.")
-    return Picture(
+        return ReportFigure("curves", "Curves", absent="No run has logged a score of any round.")
+    return ReportFigure(
         "curves",
         "mAP over the rounds",
         f"Score of the global model after each round. {BAND} The test part is scored now and "
@@ -63,14 +63,14 @@ def curves(setting: Setting) -> Picture:
     )
 
 
-def noise_detection(setting: Setting) -> Picture:
+def noise_detection(setting: Setting) -> ReportFigure:
     """AUROC of the methods' noise scores, beside what the labels alone tell."""
     title, figure_and_panels = "Noise detection over the rounds", new_figure(2)
     figure, panels = figure_and_panels
     columns = ("labels_noise_auroc", "labels_noise_auroc_within_class")
     judged = [row for row in setting.rows if len(over_seeds(row, columns[0])[0])]
     if not judged:
-        return Picture(
+        return ReportFigure(
             "noise-detection",
             title,
             absent="No method here gives images a noise score, or nobody knows which labels "
@@ -87,7 +87,7 @@ def noise_detection(setting: Setting) -> Picture:
     name_axes(panels[0], "round", "AUROC", "images with a wrong label")
     name_axes(panels[1], "round", "AUROC", "wrong positives within a class")
     legend(figure, panels[0])
-    return Picture(
+    return ReportFigure(
         "noise-detection",
         title,
         "How well the noise score ranks images with a wrong annotation before others, within each "
@@ -98,12 +98,12 @@ def noise_detection(setting: Setting) -> Picture:
     )
 
 
-def label_states(setting: Setting) -> Picture:
+def label_states(setting: Setting) -> ReportFigure:
     """Shares of cells that are as annotated, corrected, guessed and unused."""
     title = "States of the labels over the rounds"
     active = [row for row in setting.rows if _changes_labels(row)]
     if not active:
-        return Picture(
+        return ReportFigure(
             "label-states", title, absent="No method here corrects or guesses labels of its sites."
         )
     figure, panels = new_figure(min(len(active), MOST_STATES))
@@ -114,7 +114,7 @@ def label_states(setting: Setting) -> Picture:
         panel.set_ylim(0, 1)
     legend(figure, panels[0])
     more = f" Of {len(active)} such methods the first {MOST_STATES}." * (len(active) > MOST_STATES)
-    return Picture(
+    return ReportFigure(
         "label-states",
         title,
         "Cells (an image and a class) at all sites, by what training uses: the annotation, a "
@@ -149,6 +149,6 @@ def _draw_states(panel: Axes, row: MethodRow) -> None:
         base = top
 
 
-def round_pictures(setting: Setting) -> Sequence[Picture]:
+def round_pictures(setting: Setting) -> Sequence[ReportFigure]:
     """All figures of this file."""
     return [curves(setting), noise_detection(setting), label_states(setting)]
