@@ -89,8 +89,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(runs: Path) -> Page:
-    files = [f"--{name}={runs.parent / name}" for name in ("markdown", "latex", "figures")]
-    return write_report(runs, *files)
+    return write_report(runs)
 
 
 def test_the_numbers_are_those_of_the_predictions(page: Page) -> None:
@@ -192,8 +191,20 @@ def test_figures_follow_the_colours_of_the_page(runs: Path, page: Page) -> None:
         colours = set(re.findall(r"#[0-9a-f]{6}", re.sub(r"<text.*?</text>", "", figure)))
         assert colours <= {"#000000", "#ffffff"}, colours
     assert "prefers-color-scheme: dark" in text and "@media print" in text
-    files = sorted(path.suffix for path in (runs.parent / "figures").iterdir())
-    assert files == [".pdf"] * len(figures) + [".svg"] * len(figures)
+
+
+def test_figures_are_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    first = property(lambda self: self.parts[0].pictures[:2])  # each takes a while to draw
+    monkeypatch.setattr("utils_.reporting.page.RunReport.pictures", first)
+    write_finished(tmp_path / "runs" / "a")
+    write_report(tmp_path / "runs", "--figures", tmp_path / "figures")
+    names = ["setting1-curves", "setting1-noise-detection"]
+    files = {path.name: path.read_bytes()[:5] for path in (tmp_path / "figures").iterdir()}
+    assert sorted(files) == [f"{name}.{kind}" for name in names for kind in ("pdf", "svg")]
+    assert {files[f"{name}.svg"] for name in names} == {b"<?xml"}
+    assert {files[f"{name}.pdf"] for name in names} == {b"%PDF-"}
 
 
 def test_what_is_absent_is_said(page: Page) -> None:
