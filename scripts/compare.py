@@ -40,8 +40,9 @@ from scripts.protocol_code.rows import (
     refuse_thawed,
     unverified,
 )
-from scripts.protocol_code.tables import SCORES, markdown, show
+from scripts.protocol_code.tables import SCORES, show
 from utils_.errors import UserError
+from utils_.markdown import aligned
 from utils_.script import Parser, end_with
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -121,7 +122,7 @@ def _choose(protocol: Protocol, options: argparse.Namespace) -> int:
         [method, str(own["candidate"]), *(f"{mean:.4f}" for mean in own["val_mAP"])]
         for method, own in chosen["methods"].items()
     ]
-    print(markdown([head, *lines]))
+    print(aligned([head, *lines]))
     print(f"\nMean of the best validation mAP of each run; written to {options.chosen}")
     return DONE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,15 +68,26 @@ class Evaluator:
         """The classes that cannot be measured on the part, by what they lack."""
         return one_sided(self._oracle.true(self._rows[part]), self._classes)
 
+    def rows(self, part: int) -> np.ndarray:
+        """(n,) rows of the data set that make up the part."""
+        return self._rows[part]
+
+    def truth_of(self, part: int) -> np.ndarray:
+        """(n, C) what predictions on the part are judged by; NaN where nobody knows."""
+        return self._oracle.true(self._rows[part])
+
     def predict(self, vector: Tensor, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and true labels of the part's images, both (n, C).
 
         Of several vectors, (K, P), one after the other: both (K n, C).
         """
+        found = self.predict_each(vector, part)
+        return np.concatenate(found), np.tile(self.truth_of(part), (len(found), 1))
+
+    def predict_each(self, vector: Tensor, part: int) -> np.ndarray:
+        """(M, n, C) probabilities of the part's images by each of M vectors; (P,) is one."""
         rows = self._rows[part]
-        found = [self.predict_rows(one, rows) for one in vector.view(-1, vector.shape[-1])]
-        truth = self._oracle.true(rows)
-        return np.concatenate(found), np.tile(truth, (len(found), 1))
+        return np.stack([self.predict_rows(one, rows) for one in vector.view(-1, vector.shape[-1])])
 
     def score(self, vector: Tensor, part: int) -> Metrics:
         """Metrics of one vector on one part; see :meth:`score_parts`."""
@@ -88,24 +99,40 @@ class Evaluator:
         Annotated and missing classes also apart; those of a site's own vector are its own. A
         validation part is predicted, once: each vector's thresholds are chosen on it.
         """
-        if vector.ndim == 1:
-            return self._score_one(vector, parts, self.annotated)
-        sites = zip(vector, self.annotated, strict=True)
-        each = [self._score_one(own, parts, row[None]) for own, row in sites]
+        tuning = [VAL] if self.has(VAL) else []
+        wanted = dict.fromkeys([*tuning, *parts])
+        predicted = {part: self.predict_each(vector, part) for part in wanted}
+        return self.score_predicted(predicted, parts, each_site=vector.ndim == 2)
+
+    def score_predicted(
+        self, predicted: Mapping[int, np.ndarray], parts: Sequence[int], *, each_site: bool
+    ) -> dict[int, Metrics]:
+        """As :meth:`score_parts`, of what is predicted: {part: (M, n, C)}.
+
+        ``each_site`` says that these are the sites' own models. Thresholds are chosen on what is
+        predicted of the validation part, if that is there.
+        """
+        annotated = [row[None] for row in self.annotated] if each_site else [self.annotated]
+        each = [
+            self._score_one({part: own[m] for part, own in predicted.items()}, parts, looked_at)
+            for m, looked_at in enumerate(annotated)
+        ]
+        if not each_site:
+            return each[0]
         return {part: mean_metrics([metrics[part] for metrics in each]) for part in parts}
 
     def _score_one(
-        self, vector: Tensor, parts: Sequence[int], annotated: np.ndarray
+        self, predicted: Mapping[int, np.ndarray], parts: Sequence[int], annotated: np.ndarray
     ) -> dict[int, Metrics]:
-        tuning = [VAL] if self.has(VAL) else []
-        predicted = {part: self.predict(vector, part) for part in dict.fromkeys([*tuning, *parts])}
-        thresholds = best_thresholds(*predicted[VAL]) if tuning else None
+        tuned_on = predicted.get(VAL) if self.has(VAL) else None
+        thresholds = None if tuned_on is None else best_thresholds(tuned_on, self.truth_of(VAL))
         scores = {}
         for part in parts:
-            metrics = multilabel_metrics(*predicted[part])
+            probability, truth = predicted[part], self.truth_of(part)
+            metrics = multilabel_metrics(probability, truth)
             overall = metrics.overall | annotated_missing_means(metrics.per_class["ap"], annotated)
             if thresholds is not None:
-                overall |= tuned_metrics(*predicted[part], thresholds=thresholds)
+                overall |= tuned_metrics(probability, truth, thresholds=thresholds)
             scores[part] = Metrics(overall, metrics.per_class)
         return scores
 

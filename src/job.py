@@ -41,15 +41,18 @@ from src.server import NoReportLeft
 from src.simulation import Simulation, build_model
 from src.weight_files import describe_weights
 from utils_ import datasets
-from utils_.datasets.base import ImageDataset
+from utils_.datasets.base import TEST, VAL, ImageDataset
 from utils_.datasets.label_files.groups import GROUPED
 from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError, as_known, some
 from utils_.files import atomic_path, write_json, write_text
+from utils_.predictions import FILE as PREDICTIONS
+from utils_.predictions import write_predictions
+from utils_.reporting.model_card import CARD, model_card
 from utils_.runlog import RunLog, parameter_table
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario, client_names, training_sites
-from utils_.scenario_tables import assignment_table, client_table
+from utils_.scenario_tables import assignment_table, class_table, client_table
 from utils_.truth import reference
 
 # On resume these may change, because no result depends on them.
@@ -273,9 +276,19 @@ def _estimated_bytes(config: Config, dataset: ImageDataset, model: FlatModel) ->
     labels = dataset.labels.size * 9  # target, weight and status of every cell
     wire = vector * selected * config.rounds * method_class(config.method).exchange
     # Two checkpoints stand side by side for a moment, each with two vectors; then the two model
-    # files, the split, and about 20 kB of logs a round.
+    # files, the split, predictions, and about 20 kB of logs a round.
     disk = 2 * (2 * vector + labels) + 2 * vector + labels + config.rounds * 20_000 + 2_000_000
+    disk += _prediction_bytes(config, dataset)
     return {"sent to clients": wire, "sent to the server": wire, "disk space": disk}
+
+
+def _prediction_bytes(config: Config, dataset: ImageDataset) -> int:
+    """Two probabilities and a label of every cell outside training, for each model that is kept."""
+    fixed = int(((dataset.part == VAL) | (dataset.part == TEST)).sum())
+    share = min(config.val_share + config.test_share, 1)
+    images = fixed + round(share * (len(dataset.part) - fixed))
+    models = 1 if method_class(config.method).exchange else config.clients
+    return images * len(dataset.classes) * 4 * (1 + 2 * models)
 
 
 def _create_folder(
@@ -296,10 +309,13 @@ def _create_folder(
         write_text(draft / "config.yaml", config.to_yaml())
         write_json(draft / "env.json", describe(ROOT) | settings)
         truth = reference(dataset, scenario, noise=bool(config.noise))
-        table = client_table(scenario, dataset, simulation.names, truth=truth)
-        write_text(draft / "clients.csv", table.to_csv(index=False))
-        table = assignment_table(scenario, dataset)
-        write_text(draft / "assignments.csv", table.to_csv(index=False))
+        tables = {
+            "clients": client_table(scenario, dataset, simulation.names, truth=truth),
+            "site_classes": class_table(scenario, dataset, simulation.names),
+            "assignments": assignment_table(scenario, dataset),
+        }
+        for name, table in tables.items():
+            write_text(draft / f"{name}.csv", table.to_csv(index=False))
         draft.rename(folder)
     except OSError as error:
         raise UserError(
@@ -349,7 +365,11 @@ def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> Non
         one = vector.view(-1, vector.shape[-1]).mean(dim=0)  # of the sites' own models: their mean
         with atomic_path(folder / f"{name}.safetensors") as path:
             save_file(simulation.model.unpack(one), path, metadata=facts)
+    if simulation.predictions:
+        classes = simulation.dataset.classes
+        write_predictions(folder / PREDICTIONS, simulation.predictions, classes=classes)
     write_json(folder / "result.json", result)
+    write_text(folder / CARD, model_card(folder))
     write_text(folder / "DONE", "")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from utils_.datasets.base import TEST, VAL
+from utils_.metrics import Metrics
 from utils_.one_sided import count_labels
+from utils_.predictions import Predictions
 from utils_.truth import VERIFIED, WORDS
 from utils_.uncertainty import Intervals, bootstrap_intervals, few
 
@@ -18,18 +21,23 @@ if TYPE_CHECKING:
 
 LAST = 5  # rounds in the mean "last5"
 SHOWN = ("mAP", "macro_f1", "macro_recall", "balanced_accuracy", "macro_auroc")
+Predicted = Mapping[int, np.ndarray]  # {part: (M, n, C) probabilities}
 ROUGH_SHOWN = 8  # classes of few images below the table; result.json has all
 
 
 def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
-    """Score the final and the selected model and collect what ``result.json`` holds of them."""
+    """Score the final and the selected model and collect what ``result.json`` holds of them.
+
+    What they predict is left in ``simulation.predictions``.
+    """
     config, history = simulation.config, simulation.history
     classes, evaluator = simulation.dataset.classes, simulation.evaluator
-    final = evaluator.score(simulation.scored, TEST)
     tested = [row for row in history if "test_mAP" in row]
-    probability, truth = evaluator.predict(simulation.scored, TEST)
-    log.pr_curves(probability, truth, classes=classes, step=config.rounds - 1)
-    models = len(simulation.scored.view(-1, simulation.scored.shape[-1]))
+    last, selected = _predicted(simulation)
+    final, truth = _test_scores(simulation, last), evaluator.truth_of(TEST)
+    pooled = np.concatenate(last[TEST]), np.tile(truth, (len(last[TEST]), 1))
+    log.pr_curves(*pooled, classes=classes, step=config.rounds - 1)
+    simulation.predictions = _to_keep(simulation, last, selected)
     return {
         "status": "done",
         "method": config.method,
@@ -51,12 +59,12 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
         },
         "last": _test_part(history[-1]),
         "last5": _mean_rows([_test_part(row) for row in tested[-LAST:]]),
-        "val_selected": _val_selected(simulation),
+        "val_selected": _val_selected(simulation, selected),
         "oracle_selected": _oracle_selected(tested),
         "per_class": _per_class(
             final.per_class,
             classes,
-            _intervals(np.split(probability, models), np.split(truth, models)[0], config.seed),
+            _intervals(list(last[TEST]), truth, config.seed),
         ),
         "labels": _part(history[-1], "labels_"),
         "truth": evaluator.truth,
@@ -80,13 +88,54 @@ def _mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
 
-def _val_selected(simulation: Simulation) -> dict[str, float] | None:
-    """Test metrics of the round with the best validation mAP; None where validation cannot tell."""
+def _predicted(simulation: Simulation) -> tuple[Predicted, Predicted | None]:
+    """{part: (M, n, C)} of the last model, and of the one that validation prefers, if it can."""
+    evaluator = simulation.evaluator
+    parts = [part for part in (VAL, TEST) if evaluator.has(part)]
+    last = {part: evaluator.predict_each(simulation.scored, part) for part in parts}
+    if _best_round(simulation) is None:
+        return last, None
+    if torch.equal(simulation.best, simulation.scored):
+        return last, last
+    return last, {part: evaluator.predict_each(simulation.best, part) for part in parts}
+
+
+def _test_scores(simulation: Simulation, predicted: Predicted) -> Metrics:
+    each_site = simulation.scored.ndim == 2
+    return simulation.evaluator.score_predicted(predicted, [TEST], each_site=each_site)[TEST]
+
+
+def _to_keep(simulation: Simulation, last: Predicted, selected: Predicted | None) -> Predictions:
+    evaluator, one_model = simulation.evaluator, simulation.scored.ndim == 1
+    nothing = np.zeros((*last[TEST].shape[:1], 0, *last[TEST].shape[2:]), np.float32)
+
+    def shaped(predicted: Predicted, part: int) -> np.ndarray:
+        found = predicted.get(part, nothing)
+        return found[0] if one_model else found
+
+    return Predictions(
+        val_probability=shaped(last, VAL),
+        val_truth=evaluator.truth_of(VAL),
+        val_row=evaluator.rows(VAL),
+        test_probability=shaped(last, TEST),
+        test_truth=evaluator.truth_of(TEST),
+        test_row=evaluator.rows(TEST),
+        test_probability_selected=None if selected is None else shaped(selected, TEST),
+    )
+
+
+def _best_round(simulation: Simulation) -> int | None:
+    """The round with the best validation mAP; None where validation cannot tell."""
     values = [row.get("val_mAP", np.nan) for row in simulation.history]
-    if np.isnan(values).all():
+    return None if np.isnan(values).all() else int(np.nanargmax(values))
+
+
+def _val_selected(simulation: Simulation, predicted: Predicted | None) -> dict[str, float] | None:
+    """Test metrics of the round with the best validation mAP; None where validation cannot tell."""
+    number = _best_round(simulation)
+    if number is None or predicted is None:
         return None
-    metrics = simulation.evaluator.score(simulation.best, TEST)
-    return metrics.overall | {"round": int(np.nanargmax(values))}
+    return _test_scores(simulation, predicted).overall | {"round": number}
 
 
 def _oracle_selected(tested: Sequence[dict[str, float]]) -> dict[str, float]:

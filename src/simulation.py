@@ -33,6 +33,7 @@ from utils_.scenario import Scenario, client_names
 from utils_.truth import reference
 
 if TYPE_CHECKING:
+    from utils_.predictions import Predictions
     from utils_.runlog import RunLog
 
 
@@ -47,6 +48,7 @@ class Simulation:
         names: what the clients are called.
         history: one row of scalars for each finished round.
         best: what was scored in the best validation round so far, by mAP; see ``scored``.
+        predictions: of the last and the best model; None before the run is over.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Simulation:
         self.server = Server(model.snapshot(), self.method, Layout.of(model), names=self.names)
         self.best = self.server.model
         self.history: list[dict[str, float]] = []
+        self.predictions: Predictions | None = None
 
     def resume(self, folder: Path) -> None:
         """Go back to the newest checkpoint in ``folder``, if there is one."""

@@ -61,6 +61,28 @@ def client_table(
     return pd.DataFrame(table)
 
 
+def class_table(
+    scenario: Scenario, dataset: ImageDataset, names: SiteNames = NO_NAMES
+) -> pd.DataFrame:
+    """One row for each client and class: ``client``, ``site``, ``class``, and what it reads of it.
+
+    ``annotated`` counts the cells that it annotates, those apart that are only assumed;
+    ``positive`` counts those of them that say present.
+    """
+    import pandas as pd
+
+    table = []
+    for client in range(scenario.client.max() + 1):
+        rows = scenario.rows(client)
+        seen = scenario.annotated[rows] & ~scenario.assumed[rows]
+        counts = seen.sum(axis=0), (seen & (scenario.noisy[rows] == 1)).sum(axis=0)
+        site = {"site": names.names[client]} if names.names else {}
+        for name, annotated, positive in zip(dataset.classes, *counts, strict=True):
+            own = {"client": client, **site, "class": name}
+            table.append(own | {"annotated": int(annotated), "positive": int(positive)})
+    return pd.DataFrame(table)
+
+
 def _flaws(scenario: Scenario, truth: Reference, rows: np.ndarray) -> dict[str, float | str]:
     """Shares of wrong labels among those of one client."""
     true, annotated = truth.labels[rows], scenario.annotated[rows]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scripts.protocol_code.rows import Row
-from utils_.statistics import Paired, average_ranks, holm, paired_difference
+from utils_.markdown import aligned
+from utils_.stats import Paired, average_ranks, holm, paired_difference
 
 BASELINE = "fedavg"
 SCORES = {"val_selected": "best on validation", "last5": "last five", "last": "last"}
@@ -75,7 +76,7 @@ def _section(rows: Sequence[Row], order: Sequence[str], bounds: set[str], *, sel
             cells = _cells(paired.get(method), p.get(method, math.nan))
             name = method + " (bound)" * (method in bounds)
             lines.append([name, _spread(found[method]), *cells, _spread(beside[method])])
-    return markdown(lines)
+    return aligned(lines)
 
 
 def _cells(paired: Paired | None, p: float) -> list[str]:
@@ -108,7 +109,7 @@ def _ranks(rows: Sequence[Row], methods: Sequence[str], selection: str) -> str:
     lines = [["method", "average rank"], *([method, f"{rank:.2f}"] for rank, method in ranked)]
     absent = sorted({m for block in blocks.values() for m in block} - set(complete))
     note = f"\n\nWithout a rank, since runs are absent: {', '.join(absent)}." if absent else ""
-    return f"{markdown(lines)}\n\nOver {len(blocks)} pairs of setting and seed; 1 is best.{note}"
+    return f"{aligned(lines)}\n\nOver {len(blocks)} pairs of setting and seed; 1 is best.{note}"
 
 
 def _caption(rows: Sequence[Row], selection: str) -> str:
@@ -127,14 +128,3 @@ def _caption(rows: Sequence[Row], selection: str) -> str:
     if len({row["commit"] for row in rows}) > 1 or len({row["hardware"] for row in rows}) > 1:
         lines.append("WRONG: rows of several commits or machines; the protocol wants one of each.")
     return "\n".join(lines)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first line is the head; aligned for a terminal too."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = []
-    for line in [lines[0], rule, *lines[1:]]:
-        rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        padded.append("| " + " | ".join([line[0].ljust(widths[0]), *rest]) + " |")
-    return "\n".join(padded)

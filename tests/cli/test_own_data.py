@@ -54,7 +54,7 @@ def outputs(place: Path) -> list[subprocess.CompletedProcess[str]]:
 def test_the_walk_through_does_what_it_says(
     place: Path, outputs: list[subprocess.CompletedProcess[str]]
 ) -> None:
-    made, first, second, mended, checked, dry, trained = outputs
+    made, first, second, mended, checked, dry, trained, *_ = outputs
     assert made.returncode == 0, made.stderr
     assert first.returncode == 1, first.stderr
     assert "add --ignore-columns sex,age,reader" in first.stdout  # what the next command does
@@ -101,6 +101,20 @@ def test_the_run_has_read_the_files_as_they_are(
     for name, client in zip(split.column("image"), split.column("client"), strict=True):
         if client:
             assert re.split(r"[/\\]", name)[0] == example_data.SITES[int(client)]
+
+
+@pytest.mark.slow
+def test_the_report_is_written_and_names_no_patient(
+    place: Path, outputs: list[subprocess.CompletedProcess[str]]
+) -> None:
+    lines = [line for block in COMMANDS for line in block.splitlines()]
+    (done,) = [o for line, o in zip(lines, outputs, strict=True) if "report.py" in line]
+    assert done.returncode == 0, done.stderr
+    page = (place / "report.html").read_text(encoding="utf-8")
+    card = (place / "save" / "runs" / "first" / "model_card.md").read_text(encoding="utf-8")
+    for text in (page, card):
+        assert all(site in text for site in example_data.SITES)
+        assert ".png" not in text and "patient_id" not in text
 
 
 def test_the_example_is_the_same_every_time_and_overwrites_nothing(

@@ -57,7 +57,14 @@ DRY = [line for line in MAIN if not re.search("--resume|--list|--dry-run|--datas
 
 def test_every_command_is_covered() -> None:
     kinds = ("main_fednml.py", "quickstart.sh", "test.sh", "sweep.sh", "table.py", "tensorboard")
-    kinds += ("benchmark.py", "attacks.sh", "attack_table.py", "check_data.py", "compare.py")
+    kinds += (
+        "benchmark.py",
+        "attacks.sh",
+        "attack_table.py",
+        "check_data.py",
+        "compare.py",
+        "report.py",
+    )
     unknown = [line for line in README + RESULTS if not any(kind in line for kind in kinds)]
     assert not unknown
     assert len(DRY) >= 3
@@ -122,6 +129,11 @@ def test_train_resume_and_table(tmp_path: Path) -> None:
     shown = run([*main_command(table), "save/runs/NAME"], tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "fednml" in shown.stdout
+    (report,) = [line for line in README if "report.py" in line]
+    words = main_command(report)
+    written = run([*words[:2], "save/runs/NAME", *words[2:]], tmp_path)
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.splitlines() == ["report.html", "tables.tex"]
 
 
 @pytest.mark.parametrize("line", [line for line in RESULTS if "table.py save/tables" in line])
