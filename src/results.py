@@ -28,7 +28,7 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
     final = evaluator.score(simulation.scored, TEST)
     tested = [row for row in history if "test_mAP" in row]
     probability, truth = evaluator.predict(simulation.scored, TEST)
-    log.pr_curves(probability, truth, classes=classes, step=config.rounds - 1)
+    log.pr_curves(probability, truth, classes=evaluator.class_names, step=config.rounds)
     models = len(simulation.scored.view(-1, simulation.scored.shape[-1]))
     return {
         "status": "done",
