@@ -67,7 +67,7 @@ class Evaluator:
     @property
     def class_names(self) -> list[str]:
         """What the classes are called in a figure; those that no site annotates are marked."""
-        trained = self.annotated.any(axis=0)
+        trained = self.annotated.sum(axis=0) > 0
         pairs = zip(self._classes, trained, strict=True)
         return [name if learnt else f"{name} (not trained)" for name, learnt in pairs]
 
@@ -151,7 +151,7 @@ class Evaluator:
             if score is not None:
                 true, noise = self._oracle.true(rows), self._oracle.noise(rows)
                 cells = judged_and_noisy(client.labels, true=true, noise=noise)
-                judged, wrong = (found.any(axis=1) for found in cells)
+                judged, wrong = (found.sum(axis=1) > 0 for found in cells)
                 scores.append(np.asarray(score)[judged])
                 noisy.append(wrong[judged])
         if not sum(map(len, scores)):

@@ -79,7 +79,7 @@ def label_counts(
     _check_shapes(labels.observed.shape, true=true, noise=noise)
     _check_shapes(images, noise_score=noise_score, flagged=flagged)
     judged_cells, noisy_cells = judged_and_noisy(labels, true=true, noise=noise)
-    judged, noisy = judged_cells.any(axis=1), noisy_cells.any(axis=1)
+    judged, noisy = judged_cells.sum(axis=1) > 0, noisy_cells.sum(axis=1) > 0
     counts = {"annotated_cells": judged_cells.sum(), "noisy_cells": noisy_cells.sum()}
     counts |= _target_counts(labels, true)
     if flagged is not None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.patches import Rectangle
 
 PICTURES, PICTURE_LINES, NAME_LENGTH = 6, 8, 30
-FLAGGED_ABOVE, SPREAD_BINS = 0.5, np.linspace(0, 1, 21)
+FLAGGED_ABOVE, SPREAD_BINS = 0.5, [i / 20 for i in range(21)]
 JUDGES = {  # {what labels are judged by: (head of the column, how the title calls it)}
     DRAWN: ("truth", "the truth"),
     VERIFIED: ("verified", "verified labels, where there are any"),
@@ -106,7 +106,7 @@ def _draw_confusion(axis: Axes, flagged: np.ndarray, wrong: np.ndarray) -> None:
     """
     for row, images in enumerate((wrong, ~wrong)):
         for column, guess in enumerate((flagged, ~flagged)):
-            count, total = np.count_nonzero(images & guess), max(np.count_nonzero(images), 1)
+            count, total = int((images & guess).sum()), max(int(images.sum()), 1)
             share, place = count / total, (column - 0.5, row - 0.5)
             axis.add_patch(_cell_of(place, share, colour=RIGHT if row == column else WRONG))
             axis.text(

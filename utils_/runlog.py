@@ -153,13 +153,13 @@ class RunLog:
         columns, row, self._session_end = hparams(dict(settings), dict.fromkeys(metrics))
         _mark_differing(columns, first)
         for summary in (columns, row):
-            self._writer.file_writer.add_summary(summary, self._start)
+            self._summary(summary, self._start)
 
     def finished(self, scalars: Mapping[str, float], *, step: int) -> None:
         """Mark the run of :meth:`settings` as done; what it came to is ``result/<name>``."""
         self.scalars("result", scalars, step=step)
         if self._session_end is not None:
-            self._writer.file_writer.add_summary(self._session_end, step)
+            self._summary(self._session_end, step)
 
     def doubt(self, tag: str, scores: np.ndarray, *, step: int) -> None:
         """Show a histogram of numbers in [0, 1]; NaN is left out, and nothing shown of none."""
@@ -211,6 +211,10 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _summary(self, summary: Any, step: int) -> None:
+        file_writer: Any = self._writer.file_writer  # None by its type, but there until closed
+        file_writer.add_summary(summary, step)
 
     def _append(self, scalars: Mapping[str, float]) -> None:
         if "round" not in scalars:
