@@ -291,7 +291,7 @@ def _cell(value: object) -> str:
 
 
 def _mark_differing(columns: Any, names: Collection[str]) -> None:
-    """Mark columns of the HParams tab as those in which runs differ: they come first."""
+    """Mark columns of the HParams tab as those in which runs may differ: they come first."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     plugin = columns.value[0].metadata.plugin_data
