@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from src.simulation import Simulation
     from utils_.runlog import RunLog
 
-PICTURES = 4  # of labels at most, spread over the run
 DOUBTING_SITES = 20  # how many have a histogram
 
 # Columns of the HParams tab, the same in every run, with these types. Numbers of rounds and the
@@ -91,10 +90,7 @@ def show_doubt(log: RunLog, simulation: Simulation, *, step: int) -> None:
 
 
 def show_labels(log: RunLog, simulation: Simulation, client: int, *, step: int) -> None:
-    """Now and then what became of a few labels of one site, and which images are suspects."""
-    every = -(-simulation.config.rounds // PICTURES)  # rounded up, so there are never more
-    if (step + 1) % every:
-        return
+    """What became of a few labels of one site, and which images are suspects."""
     evaluator, clients = simulation.evaluator, simulation.clients
     tag = f"labels/client {simulation.names.tag(client)}"
     log.figure(tag, partial(evaluator.label_picture, clients[client]), step=step)

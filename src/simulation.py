@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from utils_.runlog import RunLog
 
 
+PICTURES = 4  # of labels in TensorBoard, at most, spread over the run
 NO_ATTACK = Attack()
 
 
@@ -156,7 +157,8 @@ class Simulation:
             names, step = self.evaluator.class_names, message.round
             show_classes(log, scores[TEST].per_class["ap"], names, step=step)
             show_doubt(log, self, step=step)
-        show_labels(log, self, selected[0], step=message.round)
+        if self._picture_due():
+            show_labels(log, self, selected[0], step=message.round)
         row |= self._suspects(log, message.round)
         sent = {"down": message_bytes(message) * len(selected), "up": self.server.bytes_up}
         row |= {f"bytes_{way}": float(n * self.method.exchange) for way, n in sent.items()}
@@ -196,6 +198,10 @@ class Simulation:
         """Whether the test set is scored after this round: now and then, and in the last five."""
         config = self.config
         return (round + 1) % config.eval_every == 0 or round >= config.rounds - LAST
+
+    def _picture_due(self) -> bool:
+        every = -(-self.config.rounds // PICTURES)  # rounded up, so there are never more
+        return self.server.round % every == 0
 
     def _checkpoint_due(self) -> bool:
         finished = self.server.round == self.config.rounds

@@ -15,6 +15,7 @@ from tiny import NoLog, make_config, make_dataset, make_scenario, make_simulatio
 from tqdm import tqdm
 
 from src import display
+from src import simulation as engine
 from src.config import resolve
 from src.display import COLUMNS, METRICS, OTHER, other_settings, show_result, show_settings
 from src.interruption import Interrupted
@@ -24,6 +25,7 @@ from utils_.runlog import RunLog
 from utils_.scenario import Scenario
 
 CLIENTS = 3
+pytestmark = pytest.mark.pictures
 
 
 def simulation_of(method: str, **settings: Any) -> Simulation:
@@ -39,7 +41,7 @@ def run_on(simulation: Simulation, folder: Path, *, stop: Any = lambda: False) -
         tqdm(disable=True) as bar,
         RunLog(folder, history=simulation.history) as log,
     ):
-        patch.setattr(display, "PICTURES", 1)
+        patch.setattr(engine, "PICTURES", 1)
         show_settings(log, simulation)
         show_result(log, simulation.run(folder, log, stop=stop, progress=bar))
 
