@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
-from utils_.diagnostics import label_counts, pool
+from utils_.diagnostics import judged_and_noisy, label_counts, pool
+from utils_.label_pictures import label_picture, suspects_picture
 from utils_.labels import Oracle
 from utils_.metrics import Metrics, annotated_missing_means, multilabel_metrics
 from utils_.one_sided import one_sided
-from utils_.runlog import label_picture
 from utils_.scenario import Scenario
 from utils_.thresholds import best_thresholds, tuned_metrics
 from utils_.truth import Reference, truth_summary
@@ -52,7 +52,7 @@ class Evaluator:
         known = np.where(training, truth.labels, dataset.best_known)
         self._oracle = Oracle(known, scenario.noisy)
         self.truth = truth_summary(dataset, scenario.part, truth)
-        self._classes = dataset.classes
+        self._classes, self._files = dataset.classes, dataset.files
         self._images, self.predict_rows = dataset.images, predict_rows
         self._rows = {part: np.flatnonzero(scenario.part == part) for part in (VAL, TEST)}
         clients = range(int(scenario.client.max()) + 1)
@@ -63,6 +63,13 @@ class Evaluator:
     def has(self, part: int) -> bool:
         """Whether the part has any image."""
         return len(self._rows[part]) > 0
+
+    @property
+    def class_names(self) -> list[str]:
+        """What the classes are called in a figure; those that no site annotates are marked."""
+        trained = self.annotated.sum(axis=0) > 0
+        pairs = zip(self._classes, trained, strict=True)
+        return [name if learnt else f"{name} (not trained)" for name, learnt in pairs]
 
     def one_sided(self, part: int) -> dict[str, list[str]]:
         """The classes that cannot be measured on the part, by what they lack."""
@@ -156,8 +163,28 @@ class Evaluator:
             status=labels.status[chosen],
             true=self._oracle.true(rows[chosen]),
             classes=self._classes,
+            names=[self._files[row] for row in rows[chosen]],
             judge=str(self.truth["reference"]),
         )
+
+    def suspects_picture(self, clients: Sequence[Client]) -> Figure | None:
+        """A figure of suspected images against noisy ones, of all sites whose method has a score.
+
+        None where no site has one, or the truth of none of their images is known.
+        """
+        scores, noisy = [], []
+        for client in clients:
+            rows, score = self._client_rows[client.index], client.memory.get("noise_score")
+            if score is not None:
+                true, noise = self._oracle.true(rows), self._oracle.noise(rows)
+                cells = judged_and_noisy(client.labels, true=true, noise=noise)
+                judged, wrong = (found.sum(axis=1) > 0 for found in cells)
+                scores.append(np.asarray(score)[judged])
+                noisy.append(wrong[judged])
+        if not sum(map(len, scores)):
+            return None
+        judge = str(self.truth["reference"])
+        return suspects_picture(np.concatenate(scores), np.concatenate(noisy), judge=judge)
 
     def _count(self, client: Client) -> dict[str, float]:
         rows = self._client_rows[client.index]

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from src.command_line import ROOT
 from src.config import OPTIONS, Config, resolve
+from src.display import show_result, show_settings
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
@@ -50,7 +51,7 @@ from utils_.files import atomic_path, write_json, write_text
 from utils_.predictions import FILE as PREDICTIONS
 from utils_.predictions import write_predictions
 from utils_.reporting.model_card import CARD, model_card
-from utils_.runlog import RunLog, parameter_table
+from utils_.runlog import RunLog
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario, client_names, training_sites
 from utils_.scenario_tables import assignment_table, class_table, client_table
 from utils_.truth import reference
@@ -331,11 +332,11 @@ def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
     if simulation.method.hidden_labels:
         logger.warning("LEAKY: this run hands hidden labels to its sites, to measure the effect")
     bar = tqdm(total=rounds, initial=simulation.server.round, unit="round", disable=quiet)
-    settings = asdict(simulation.config) | {"param": asdict(simulation.method.params)}
     try:
         with bar, RunLog(folder, history=simulation.history) as log:
-            log.text("parameters", parameter_table(settings))
+            show_settings(log, simulation)
             result = simulation.run(folder, log, stop=stop, progress=bar)
+            show_result(log, result)
             _finish(simulation, folder, result)
     except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted(f"interrupted; go on with --resume {folder}") from error

@@ -36,7 +36,7 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
     last, selected = _predicted(simulation)
     final, truth = _test_scores(simulation, last), evaluator.truth_of(TEST)
     pooled = np.concatenate(last[TEST]), np.tile(truth, (len(last[TEST]), 1))
-    log.pr_curves(*pooled, classes=classes, step=config.rounds - 1)
+    log.pr_curves(*pooled, classes=evaluator.class_names, step=config.rounds)
     simulation.predictions = _to_keep(simulation, last, selected)
     return {
         "status": "done",

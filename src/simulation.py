@@ -15,6 +15,7 @@ from src.attacks import Attack
 from src.checkpoint import load_checkpoint, save_checkpoint
 from src.client import Client
 from src.config import Config, worker_count
+from src.display import show_classes, show_doubt, show_labels
 from src.evaluator import Evaluator
 from src.interruption import Interrupted
 from src.messages import Report, message_bytes
@@ -25,10 +26,11 @@ from src.results import LAST, summarise
 from src.server import Server
 from src.workers import ParallelRunner, SequentialRunner
 from utils_.augment import Augmenter, channel_statistics
-from utils_.datasets.base import TEST, TRAIN, VAL, ImageDataset
+from utils_.datasets.base import PART_NAMES, TEST, TRAIN, VAL, ImageDataset
 from utils_.environment import peak_rss_mb, processor_count
 from utils_.errors import UserError
 from utils_.labels import LabelState
+from utils_.metrics import Metrics
 from utils_.scenario import Scenario, client_names
 from utils_.truth import reference
 
@@ -143,15 +145,23 @@ class Simulation:
         selected = self.server.select()
         reports = self.server.finish_round(runner.run(message, selected))
         row = {"round": float(message.round), "train_loss": _mean_loss(reports)}
-        row |= self._evaluate(message.round)
+        scores = self._evaluate(message.round)
+        row |= {
+            f"{PART_NAMES[part]}_{name}": value
+            for part, metrics in scores.items()
+            for name, value in metrics.overall.items()
+        }
         pooled, each = self.evaluator.label_diagnostics(self.clients)
         row |= {f"labels_{name}": value for name, value in pooled.items()}
         for report in reports:
             values = report.logs | each[report.client]
             log.scalars(f"sites/{self.names.tag(report.client)}", values, step=message.round)
+        if TEST in scores:
+            names, step = self.evaluator.class_names, message.round
+            show_classes(log, scores[TEST].per_class["ap"], names, step=step)
+            show_doubt(log, self, step=step)
         if self._picture_due():
-            figure = self.evaluator.label_picture(self.clients[selected[0]])
-            log.figure(f"labels/client {self.names.tag(selected[0])}", figure, step=message.round)
+            show_labels(log, self, selected[0], step=message.round)
         row |= self._suspects(log, message.round)
         sent = {"down": message_bytes(message) * len(selected), "up": self.server.bytes_up}
         row |= {f"bytes_{way}": float(n * self.method.exchange) for way, n in sent.items()}
@@ -171,17 +181,15 @@ class Simulation:
             row["flagged"] = float(len(server.flagged))
         return row
 
-    def _evaluate(self, round: int) -> dict[str, float]:
+    def _evaluate(self, round: int) -> dict[int, Metrics]:
+        """Scores of the validation part, and of the test part where it is due, by part."""
         scored = self.scored
-        prefixes = {VAL: "val"} if self.evaluator.has(VAL) else {}
-        if self._test_due(round):
-            prefixes[TEST] = "test"
-        row: dict[str, float] = {}
-        for part, metrics in self.evaluator.score_parts(scored, list(prefixes)).items():
-            row |= {f"{prefixes[part]}_{name}": n for name, n in metrics.overall.items()}
-        if self._is_best(row.get("val_mAP", np.nan)):
+        parts = [VAL] if self.evaluator.has(VAL) else []
+        parts += [TEST] if self._test_due(round) else []
+        scores = self.evaluator.score_parts(scored, parts)
+        if self._is_best(scores[VAL].overall["mAP"] if VAL in scores else np.nan):
             self.best = scored
-        return row
+        return scores
 
     def _is_best(self, score: float) -> bool:
         """Whether validation prefers this round; the latest is best as long as it cannot tell."""

@@ -78,9 +78,8 @@ def label_counts(
     images = labels.observed.shape[:1]
     _check_shapes(labels.observed.shape, true=true, noise=noise)
     _check_shapes(images, noise_score=noise_score, flagged=flagged)
-    judged_cells = labels.annotated & ~np.isnan(true)
-    noisy_cells = judged_cells & noise & (labels.observed != true)
-    judged, noisy = judged_cells.any(axis=1), noisy_cells.any(axis=1)
+    judged_cells, noisy_cells = judged_and_noisy(labels, true=true, noise=noise)
+    judged, noisy = judged_cells.sum(axis=1) > 0, noisy_cells.sum(axis=1) > 0
     counts = {"annotated_cells": judged_cells.sum(), "noisy_cells": noisy_cells.sum()}
     counts |= _target_counts(labels, true)
     if flagged is not None:
@@ -96,6 +95,17 @@ def label_counts(
     annotated_positives = np.sum(labels.annotated & (labels.observed == 1), axis=1)
     counts |= _pairs("counting", annotated_positives[judged], noisy[judged])
     return {name: float(count) for name, count in counts.items()}
+
+
+def judged_and_noisy(
+    labels: LabelState, *, true: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Annotated cells of known truth, and those of them that are noisy, both (n, C) bool.
+
+    The arguments are those of :func:`label_counts`.
+    """
+    judged = labels.annotated & ~np.isnan(true)
+    return judged, judged & noise & (labels.observed != true)
 
 
 def pool(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:

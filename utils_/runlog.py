@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils_.files import write_text
-from utils_.labels import CORRECTED, MISSING, PSEUDO
-from utils_.truth import DRAWN, FILES, UNKNOWN, VERIFIED
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 METRICS_FILE = "metrics.csv"
@@ -24,26 +23,37 @@ TAG_ORDER = (*GROUPS, "cost", "run")
 COSTS = ("seconds", "bytes")
 FLUSH_SECONDS = 10
 
-# What TensorBoard's "Custom scalars" tab draws together: {chart: tags}; tags are regular
-# expressions, and a run that lacks a tag just lacks its line.
-OVERVIEW = {
-    "mAP": ["val/mAP$", "test/mAP$"],
-    "macro F1": ["val/macro_f1$", "test/macro_f1$"],
-    "annotated and missing classes (mAP)": ["(val|test)/mAP_(annotated|missing)$"],
-    "training loss": ["train/loss$"],
-    "noise detection": ["labels/noise_(precision|recall|f1|auroc(_counting|_within_class)?)$"],
-    "wrong labels": ["labels/noise_(before|remaining)$"],
-    "pseudo-labels": ["labels/pseudo_(accuracy|precision|recall)$"],
-}
+# Columns that hardly change from round to round: metrics.csv has them, TensorBoard does not.
+OUT_OF_SIGHT = re.compile(r"bytes_|(val|test)_classes_")
+DOUBT_BINS = np.linspace(0, 1, 21)
+FEW_SITES = r"sites/1?\d( [^/]*)?"  # as many lines as a chart can show
 
-PICTURES, PICTURE_LINES = 6, 8
-JUDGES = {  # {what labels are judged by: (head of the column, how the title calls it)}
-    DRAWN: ("truth", "the truth"),
-    VERIFIED: ("verified", "verified labels, where there are any"),
-    FILES: ("file", "the files' labels, which nobody has verified"),
-    UNKNOWN: ("truth", "no truth: it is unknown, since nobody has verified the labels"),
+# TensorBoard sorts groups of tags by name. Its "Custom scalars" tab keeps this order: {group:
+# {chart: tags}}; tags are regular expressions, and a run that lacks a tag just lacks its line.
+OVERVIEW = {
+    "train": {"training loss": ["train/loss$"]},
+    "val": {
+        "mAP": ["val/mAP$"],
+        "macro AUROC": ["val/macro_auroc$"],
+        "macro F1, at 0.5 and tuned": ["val/macro_f1(_tuned)?$"],
+    },
+    "test": {
+        "mAP": ["test/mAP$"],
+        "mAP of annotated and of missing classes": ["test/mAP_(annotated|missing)$"],
+        "macro F1, at 0.5 and tuned": ["test/macro_f1(_tuned)?$"],
+    },
+    "labels": {
+        "noise detection": ["labels/noise_(precision|recall|f1)$"],
+        "noise detection (AUROC)": ["labels/noise_auroc(_counting|_within_class)?$"],
+        "wrong labels": ["labels/noise_(before|remaining)$"],
+        "pseudo-labels": ["labels/pseudo_(accuracy|precision|recall)$"],
+    },
+    "sites": {
+        "loss": [f"{FEW_SITES}/loss$"],
+        "noise detection (recall)": [f"{FEW_SITES}/noise_recall$"],
+        "distance from the other updates": [f"{FEW_SITES}/outlier_distance$"],
+    },
 }
-RIGHT, WRONG, NO_LABEL = "#0072b2", "#d55e00", "#767676"  # told apart by colour-blind readers too
 
 
 class RunLog:
@@ -54,7 +64,8 @@ class RunLog:
     ``round``, ``seconds``, ``train_*``, ``val_*``, ``test_*``, ``labels_*``, then the rest; within
     a group, that of first appearance. Cells that a round does not have are blank.
 
-    A column is one TensorBoard tag: ``val_mAP`` is ``val/mAP``, see :func:`tag_of`.
+    A column is one TensorBoard tag: ``val_mAP`` is ``val/mAP``, see :func:`tag_of`. Those that
+    hardly change are in ``metrics.csv`` alone.
     """
 
     def __init__(
@@ -85,8 +96,14 @@ class RunLog:
             purge_step=None if history is None else self._start,
             flush_secs=FLUSH_SECONDS,
         )
-        charts = {title: ["Multiline", tags] for title, tags in OVERVIEW.items()}
-        self._writer.add_custom_scalars({"run": charts})
+        if not self._start:
+            self._writer.add_custom_scalars(
+                {
+                    group: {title: ["Multiline", tags] for title, tags in charts.items()}
+                    for group, charts in OVERVIEW.items()
+                }
+            )
+        self._session_end: Any = None
 
     def row(self, scalars: Mapping[str, float]) -> None:
         """Write one round to ``metrics.csv`` and to TensorBoard, at step ``round``.
@@ -100,25 +117,69 @@ class RunLog:
         self._append(scalars)
         self._write_table()
         for column, value in self.rows[-1].items():
-            if column != "round":
+            if column != "round" and not OUT_OF_SIGHT.match(column):
                 self._writer.add_scalar(tag_of(column), value, self.rows[-1]["round"])
         self._writer.flush()
 
     def scalars(self, group: str, values: Mapping[str, float], *, step: int) -> None:
-        """Write numbers to TensorBoard alone, e.g. of one client under ``sites/3/<name>``."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+        """Write numbers to TensorBoard alone, e.g. of one client under ``sites/3/<name>``.
 
-    def text(self, tag: str, markdown: str) -> None:
-        """Show Markdown in TensorBoard's text tab, e.g. :func:`parameter_table`.
-
-        It stands at the round where this log was opened, so a resumed run shows both versions.
+        NaN is left out.
         """
-        self._writer.add_text(tag, markdown, self._start)
+        for name, value in values.items():
+            if not math.isnan(value):
+                self._writer.add_scalar(f"{group}/{name}", value, step)
 
-    def figure(self, tag: str, figure: Figure, *, step: int) -> None:
-        """Show a matplotlib figure in TensorBoard's images tab."""
-        self._writer.add_figure(tag, figure, step)
+    def settings(
+        self,
+        settings: Mapping[str, str | float],
+        metrics: Sequence[str],
+        *,
+        first: Collection[str] = (),
+    ) -> None:
+        """Fill the row of this run in TensorBoard's HParams tab.
+
+        ``add_hparams`` would make another run of it, so the summaries go into the run's own file.
+        TensorBoard takes the columns of whichever run it finds first: give every run the same
+        names, with values of the same types.
+
+        Args:
+            settings: name to value.
+            metrics: tags of scalars, of which it shows the last value; also ones still to come.
+            first: names of settings that stand before the others, which are sorted by name.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        columns, row, self._session_end = hparams(dict(settings), dict.fromkeys(metrics))
+        _mark_differing(columns, first)
+        for summary in (columns, row):
+            self._summary(summary, self._start)
+
+    def finished(self, scalars: Mapping[str, float], *, step: int) -> None:
+        """Mark the run of :meth:`settings` as done; what it came to is ``result/<name>``."""
+        self.scalars("result", scalars, step=step)
+        if self._session_end is not None:
+            self._summary(self._session_end, step)
+
+    def doubt(self, tag: str, scores: np.ndarray, *, step: int) -> None:
+        """Show a histogram of numbers in [0, 1]; NaN is left out, and nothing shown of none."""
+        known = scores[~np.isnan(scores)]
+        if len(known):
+            self._writer.add_histogram(tag, known, step, bins=DOUBT_BINS)
+
+    def text(self, tag: str, markdown: str, *, step: int | None = None) -> None:
+        """Show Markdown in TensorBoard's text tab, e.g. :func:`settings_table`.
+
+        Without a step it stands at the round where this log was opened, so a resumed run shows
+        both versions.
+        """
+        self._writer.add_text(tag, markdown, self._start if step is None else step)
+
+    def figure(self, tag: str, draw: Callable[[], Figure | None], *, step: int) -> None:
+        """Show the matplotlib figure that ``draw`` returns, if any, in TensorBoard's images tab."""
+        figure = draw()
+        if figure is not None:
+            self._writer.add_figure(tag, figure, step)
 
     def pr_curves(
         self, probability: np.ndarray, truth: np.ndarray, classes: Sequence[str], *, step: int
@@ -150,6 +211,10 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _summary(self, summary: Any, step: int) -> None:
+        file_writer: Any = self._writer.file_writer  # None by its type, but there until closed
+        file_writer.add_summary(summary, step)
 
     def _append(self, scalars: Mapping[str, float]) -> None:
         if "round" not in scalars:
@@ -202,106 +267,38 @@ def column_of(tag: str) -> str:
     return f"{group}_{name}" if group in GROUPS else name
 
 
-def parameter_table(parameters: Mapping[str, object]) -> str:
-    """Return a Markdown table of settings, nested ones as ``outer.inner``."""
-    lines = ["| parameter | value |", "|---|---|"]
-    for name, value in _flat(parameters):
-        text = str(value).replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {name} | {text} |")
-    return "\n".join(lines)
+def settings_table(settings: Mapping[str, object], defaults: Mapping[str, object]) -> str:
+    """Return a Markdown table of settings, nested ones as ``outer.inner``.
 
-
-def label_picture(
-    images: np.ndarray,
-    *,
-    observed: np.ndarray,
-    target: np.ndarray,
-    status: np.ndarray,
-    true: np.ndarray,
-    classes: Sequence[str],
-    judge: str = DRAWN,
-) -> Figure:
-    """Draw a few images beside what became of their labels: observed -> now, against the truth.
-
-    Each image has the lines of most interest: labels that are wrong now, then those that were
-    changed or guessed, then findings that are present. A last line counts the rest.
-
-    Args:
-        images: (n, H, W, 3) uint8; the first six are drawn.
-        observed: (n, C) of 0, 1 and NaN = not annotated.
-        target: (n, C) in [0, 1], what training fits now.
-        status: (n, C), a cell's status as in ``utils_.labels``.
-        true: (n, C) of 0, 1 and NaN = unknown.
-        classes: C names.
-        judge: where ``true`` comes from, a key of ``utils_.truth.WORDS``.
+    What differs from its default comes first and is bold, with the default beside it. ``None`` is
+    an empty cell, and an empty mapping has no line.
     """
-    from matplotlib.figure import Figure
-
-    count = min(len(images), PICTURES)
-    rows = max(-(-count // 2), 1)
-    figure = Figure(figsize=(13, 2.6 * rows + 0.9), layout="constrained")
-    figure.suptitle(
-        f"Labels as observed, as training sees them now, and {JUDGES[judge][1]}\n"
-        "blue ✓ right   orange ✗ wrong   grey: no label, or truth unknown   blank: not annotated",
-        fontsize=11,
-    )
-    axes = figure.subplots(rows, 4, squeeze=False, width_ratios=[1, 1.5, 1, 1.5])
-    for axis in axes.flat:
-        axis.axis("off")
-    for i in range(count):
-        picture, table = axes[i // 2, 2 * (i % 2) : 2 * (i % 2) + 2]
-        picture.imshow(images[i])
-        lines = _label_lines(observed[i], target[i], status[i], true[i], classes)
-        _draw_labels(table, [("class", "observed → now", JUDGES[judge][0], NO_LABEL), *lines])
-    return figure
+    usual = dict(_flat(defaults))
+    lines = {name: (value, usual.get(name, value)) for name, value in _flat(settings)}
+    changed = [name for name, (value, default) in lines.items() if value != default]
+    rest = [name for name in lines if name not in changed]
+    rows = [
+        (f"**{name}**", f"**{_cell(lines[name][0])}**", _cell(lines[name][1])) for name in changed
+    ]
+    rows += [(name, _cell(lines[name][0]), "") for name in rest]
+    head = ["| setting | value | default |", "|---|---|---|"]
+    return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def _label_lines(
-    observed: np.ndarray,
-    target: np.ndarray,
-    status: np.ndarray,
-    true: np.ndarray,
-    classes: Sequence[str],
-) -> list[tuple[str, str, str, str]]:
-    """Return (class, observed -> now, truth, colour) of one image's cells, by interest."""
-    now, labelled, known = target >= 0.5, status != MISSING, ~np.isnan(true)
-    wrong = labelled & known & (now != (true == 1))
-    changed = (status == PSEUDO) | (status == CORRECTED)
-    changed &= now | (np.nan_to_num(observed) >= 0.5)
-    present = np.where(known, true == 1, labelled & now)
-    interest = 4 * wrong + 2 * changed + present
-    order = np.argsort(-interest, kind="stable")
-    shown = order[interest[order] > 0][:PICTURE_LINES]
-    lines = []
-    for c in shown:
-        before = "blank" if np.isnan(observed[c]) else f"{observed[c]:.0f}"
-        after = f" → {target[c]:.2f}" if status[c] in (CORRECTED, PSEUDO) else ""
-        truth = f"{true[c]:.0f}" if known[c] else "?"
-        colour = (WRONG if wrong[c] else RIGHT) if labelled[c] and known[c] else NO_LABEL
-        lines.append((str(classes[c]), before + after, truth, colour))
-    rest = np.setdiff1d(order, shown)
-    return [*lines, (_rest_text(wrong[rest], labelled[rest], known[rest]), "", "", NO_LABEL)]
+def _cell(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _rest_text(wrong: np.ndarray, labelled: np.ndarray, known: np.ndarray) -> str:
-    counts = {
-        "right": np.count_nonzero(labelled & known & ~wrong),
-        "wrong": np.count_nonzero(wrong),
-        "unlabelled": np.count_nonzero(~labelled),
-        "of unknown truth": np.count_nonzero(labelled & ~known),
-    }
-    parts = [f"{count} {name}" for name, count in counts.items() if count]
-    return "others: " + ", ".join(parts) if parts else ""
+def _mark_differing(columns: Any, names: Collection[str]) -> None:
+    """Mark columns of the HParams tab as those in which runs may differ: they come first."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-
-def _draw_labels(axis: Axes, lines: Sequence[tuple[str, str, str, str]]) -> None:
-    """Write a small table, a line a cell below its header, into an empty axis."""
-    mark = {RIGHT: "✓", WRONG: "✗", NO_LABEL: ""}
-    for i, (name, label, truth, colour) in enumerate(lines):
-        height = 0.93 - i / (PICTURE_LINES + 2)
-        name = name if len(name) <= 20 or not truth else name[:19] + "…"
-        for x, text in ((0, name), (0.5, label), (0.84, truth), (0.93, mark[colour])):
-            axis.text(x, height, text, color=colour, fontsize=9.5, va="baseline", parse_math=False)
+    plugin = columns.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    for column in data.experiment.hparam_infos:
+        column.differs = column.name in names
+    plugin.content = data.SerializeToString()
 
 
 def _column_rank(column: str) -> int:
@@ -329,9 +326,9 @@ def _parsed_number(text: str) -> float:
         return float(text)
 
 
-def _flat(parameters: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
-    for name, value in parameters.items():
-        if isinstance(value, Mapping) and value:
+def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -298,8 +298,8 @@ def test_a_run_draws_four_pictures_at_most(dataset: ImageDataset, tmp_path: Any)
     drawn = []
 
     class Pictures(NoLog):
-        def figure(self, tag: str, figure: Any, *, step: int) -> None:
-            if figure == "picture":
+        def figure(self, tag: str, draw: Any, *, step: int) -> None:
+            if draw() == "picture":
                 drawn.append(step)
 
     with tqdm(disable=True) as bar:

@@ -1,4 +1,4 @@
-"""metrics.csv to the same bits, TensorBoard's tags and steps, resume, and the picture of labels."""
+"""metrics.csv to the same bits, TensorBoard's tags and steps, resume, and pictures of labels."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import DataType, Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from utils_.labels import CORRECTED, MISSING, OBSERVED, PSEUDO
-from utils_.rng import derive
-from utils_.runlog import (
+from utils_.label_pictures import (
     PICTURE_LINES,
     RIGHT,
     WRONG,
-    RunLog,
-    column_of,
     label_picture,
-    parameter_table,
-    read_metrics,
-    tag_of,
+    suspects_picture,
 )
+from utils_.labels import CORRECTED, MISSING, OBSERVED, PSEUDO
+from utils_.rng import derive
+from utils_.runlog import RunLog, column_of, read_metrics, settings_table, tag_of
 
 
 def events(folder) -> EventAccumulator:
@@ -131,13 +130,18 @@ def test_resume_before_the_first_round_hides_all_earlier_steps(tmp_path):
 def test_tensorboard_shows_the_run(tmp_path):
     truth = np.array([[1, 0, np.nan], [0, 0, 1], [1, 0, 0]])
     with RunLog(tmp_path) as log:
-        log.text("parameters", parameter_table({"method": "fednml", "param": {"kd": 0.8}}))
+        log.text("settings", settings_table({"param": {"kd": 0.8}}, {}))
+        constant = {"bytes_up": 5.0, "val_classes_tuned": 4.0, "test_classes_evaluated": 4.0}
         log.row({"round": 0, "seconds": 2.0, "train_loss": 0.7, "val_mAP": 0.3, "test_mAP": 0.4})
-        log.scalars("sites/0", {"loss": 0.6}, step=0)
+        log.row({"round": 1} | constant)
+        log.scalars("sites/0", {"loss": 0.6, "nothing": math.nan}, step=0)
+        log.doubt("sites/0/doubt", np.array([0.2, np.nan, 1.0]), step=0)
+        log.doubt("sites/1/doubt", np.array([np.nan]), step=0)
         log.scalars("sites/3", {"loss": 0.8, "noise_recall": 0.5}, step=0)
         log.scalars("gmm", {"separation": 2.0}, step=0)
         log.pr_curves(derive(0, "p").random((3, 3)), truth, ["DR", "none", "A/B ü"], step=0)
-        log.figure("labels/corrected", Figure(), step=0)
+        log.figure("labels/corrected", Figure, step=0)
+        log.figure("labels/suspects", lambda: None, step=0)
     shown, tags = events(tmp_path), events(tmp_path).Tags()
     assert set(tags["scalars"]) == {
         "cost/seconds",
@@ -150,12 +154,49 @@ def test_tensorboard_shows_the_run(tmp_path):
         "gmm/separation",
     }
     # 'none' has no positive, so no curve
-    assert {"pr/DR", "pr/A/B ü", "parameters/text_summary"} <= set(tags["tensors"])
+    assert {"pr/DR", "pr/A/B ü", "settings/text_summary"} <= set(tags["tensors"])
     assert "pr/none" not in tags["tensors"]
     assert "custom_scalars__config__" in tags["tensors"]
     assert tags["images"] == ["labels/corrected"]
-    text = shown.Tensors("parameters/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert tags["histograms"] == ["sites/0/doubt"]
+    assert shown.Histograms("sites/0/doubt")[0].histogram_value.num == 2
+    text = shown.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| param.kd | 0.8 |" in text
+    assert read_metrics(tmp_path)[1] == {"round": 1} | constant
+
+
+def hparams_of(folder, tag: str) -> HParamsPluginData:
+    content = events(folder).SummaryMetadata(f"_hparams_/{tag}").plugin_data.content
+    return HParamsPluginData.FromString(content)
+
+
+def test_the_row_of_a_run_lies_in_its_own_file(tmp_path):
+    settings = {"noise": 0.4, "method": "fednml", "clients": "4"}
+    with RunLog(tmp_path) as log:
+        log.settings(settings, ["result/mAP", "val/mAP"], first=["method"])
+        log.finished({"mAP": 0.5, "f1": math.nan}, step=3)
+    assert len(list(tmp_path.iterdir())) == 1, "add_hparams makes a folder, hence another run"
+    experiment = hparams_of(tmp_path, "experiment").experiment
+    assert {c.name: DataType.Name(c.type) for c in experiment.hparam_infos} == {
+        "noise": "DATA_TYPE_FLOAT64",
+        "method": "DATA_TYPE_STRING",
+        "clients": "DATA_TYPE_STRING",
+    }
+    assert [c.name for c in experiment.hparam_infos if c.differs] == ["method"]
+    assert [m.name.tag for m in experiment.metric_infos] == ["result/mAP", "val/mAP"]
+    row = hparams_of(tmp_path, "session_start_info").session_start_info.hparams
+    assert (row["noise"].number_value, row["clients"].string_value) == (0.4, "4")
+    assert hparams_of(tmp_path, "session_end_info").session_end_info.status == Status.Value(
+        "STATUS_SUCCESS"
+    )
+    assert events(tmp_path).Tags()["scalars"] == ["result/mAP"]
+
+
+def test_a_run_that_broke_off_is_not_marked_as_done(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.settings({"noise": 0.4}, ["val/mAP"])
+    with pytest.raises(KeyError):
+        hparams_of(tmp_path, "session_end_info")
 
 
 def test_pr_curve_leaves_unknown_cells_out(tmp_path):
@@ -202,8 +243,21 @@ def test_columns_and_tags_correspond():
     assert [column_of(tag) for tag in tags] == columns
 
 
-def test_parameter_table_escapes_what_would_break_it():
-    assert parameter_table({"a": "x|y\nz"}).splitlines()[-1] == "| a | x\\|y z |"
+def test_settings_table_puts_what_differs_first():
+    settings = {"a": None, "lr": 0.1, "param": {"kd": 2, "trust": 0.5}, "empty": {}}
+    usual = {"a": None, "lr": 0.2, "param": {"kd": None, "trust": 0.5}, "empty": {}}
+    assert settings_table(settings, usual).splitlines() == [
+        "| setting | value | default |",
+        "|---|---|---|",
+        "| **lr** | **0.1** | 0.2 |",
+        "| **param.kd** | **2** |  |",
+        "| a |  |  |",
+        "| param.trust | 0.5 |  |",
+    ]
+
+
+def test_settings_table_escapes_what_would_break_it():
+    assert settings_table({"a": "x|y\nz"}, {}).splitlines()[-1] == "| a | x\\|y z |  |"
 
 
 def picture(images: int, **changes) -> Figure:
@@ -216,7 +270,8 @@ def picture(images: int, **changes) -> Figure:
     arrays = {name: np.repeat(array, images, axis=0) for name, array in arrays.items()}
     pixels = np.zeros((images, 8, 8, 3), np.uint8)
     classes = ["DR", "MH", "$x^$", "MYA", "RS", "A class with a very long name"]
-    return label_picture(pixels, classes=classes, **arrays)
+    names = [f"folder/{'x' * 40}{i}.png" for i in range(images)]
+    return label_picture(pixels, classes=classes, names=names, **arrays)
 
 
 def lines_of(figure: Figure) -> list[tuple[str, ...]]:
@@ -249,7 +304,9 @@ def test_label_picture_shows_a_few_images_and_counts_the_rest():
         status=np.full((1, many), OBSERVED),
         true=zeros + 1,
         classes=[f"class {i}" for i in range(many)],
+        names=["image.png"],
     )
+    assert figure.axes[0].get_title() == "image.png"
     lines = lines_of(figure)
     assert len(lines) == PICTURE_LINES + 1
     assert lines[-1][0] == f"others: {many - PICTURE_LINES} wrong"
@@ -260,3 +317,25 @@ def test_label_picture_renders_without_truth(tmp_path):
     figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
     assert {line[4] for line in lines_of(figure)} == {"#767676"}
+
+
+def test_label_picture_names_each_image_by_the_end_of_its_name():
+    titles = [axis.get_title() for axis in picture(2).axes if axis.images]
+    assert titles == [f"…{'x' * 24}{i}.png" for i in (0, 1)]
+    assert len(titles[0]) == 30
+
+
+def test_suspects_are_counted_against_wrong_labels():
+    scores = np.array([0.9, 0.8, 0.5, 0.1, np.nan, 0.7])
+    wrong = np.array([True, True, True, False, False, False])
+    figure = suspects_picture(scores, wrong)
+    cells = [text.get_text() for text in figure.axes[0].texts]
+    assert cells == ["2\n67%", "1\n33%", "1\n33%", "2\n67%"]
+    assert "3 of 6 images are flagged, 3 have a wrong label" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_suspects_of_one_kind_alone_are_drawn(wrong: bool, tmp_path):
+    figure = suspects_picture(np.array([np.nan, 0.6]), np.array([wrong, wrong]))
+    figure.savefig(tmp_path / "picture.png")
+    assert "0\n0%" in [text.get_text() for text in figure.axes[0].texts]
