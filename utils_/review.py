@@ -70,12 +70,15 @@ def review_cells(score: np.ndarray, wrong: np.ndarray, judged: np.ndarray) -> Re
 
 
 def review_images(score: np.ndarray, wrong: np.ndarray, judged: np.ndarray) -> Review:
-    """Review images by their most suspect label; one is wrong where any of its labels is."""
+    """Review images by the sum of their labels' scores; one is wrong where any label is.
+
+    Args as :func:`review_cells`.
+    """
     chosen = judged & np.isfinite(score)
     images = np.flatnonzero(chosen.any(axis=1))
-    highest = np.where(chosen, score, -np.inf)[images].max(axis=1)
+    total = np.where(chosen, score, 0.0)[images].sum(axis=1)
     any_wrong = (wrong & chosen)[images].any(axis=1)
-    return Review(any_wrong[np.argsort(-highest, kind="stable")])
+    return Review(any_wrong[np.argsort(-total, kind="stable")])
 
 
 def has_cleanlab() -> bool:

@@ -3,10 +3,11 @@
 Labels go wrong for whole images (a report of another patient, one diagnosis for two eyes) and cell
 by cell. So an image is judged first, by how likely its given labels are together: under calibrated
 predictions, or as labels drawn without a look at the image. A label is then as probably wrong as
-its image is doubtful and its prediction contradicts it.
+its image is doubtful and its prediction contradicts it. In the order of the list the image counts
+less, by the root of its doubt: where classes are hard to see, the cell alone is the better witness.
 
-One step of an EM anchored in the ranks of the loss; iterated to its end it may call most images
-doubtful. Cells judged by few images, and images by few cells, stay close to what is usual.
+This is half a step of an EM that begins with the ranks of the loss. Iterated to its end it may take
+the doubtful images for the good ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 TINY = 1e-4  # predictions and shares are kept this far from 0 and 1
 ANCHOR = 0.8  # the doubt of the image with the highest loss, before anything is known
-STEPS, NEWTON_STEPS = 2, 10
+NEWTON_STEPS = 10
 RIDGE, PRIOR_IMAGES = 5.0, 2.0  # images that speak for no shift, and for the usual share
 SCALES = (0.3, 2.0)  # of the logits: a model may be over- or underconfident
 
@@ -28,11 +29,13 @@ class Doubt:
 
     Attributes:
         wrong: (n, C) float64, probability that the given label is wrong; NaN where none is given.
+        suspicion: (n, C) float64 in [0, 1], what lists are ordered by; NaN where none is given.
         present: (n, C) float64, calibrated probability that the class is there.
         image: (n,) float64, probability that the image's labels are not its own.
     """
 
     wrong: np.ndarray
+    suspicion: np.ndarray
     present: np.ndarray
     image: np.ndarray
 
@@ -49,22 +52,22 @@ def doubt_labels(probability: np.ndarray, given: np.ndarray) -> Doubt:
     label = np.where(known, given, 0.0)
     usual = (label.sum(axis=0) + TINY) / (known.sum(axis=0) + 2 * TINY)
     image = ANCHOR * _ranks(np.where(known, _loss(logits, label), 0.0).sum(axis=1), known)
-    scale, shift = 1.0, np.zeros(given.shape[1])
-    for _ in range(STEPS):
-        scale, shift = _calibrate(logits, label, (1 - image)[:, None] * known, scale, shift)
-        present = np.clip(_sigmoid(scale * logits + shift), TINY, 1 - TINY)
-        image = _doubt_images(present, label, known, before=image, usual=usual)
-    wrong = np.where(known, image[:, None] * np.abs(label - present), np.nan)
-    return Doubt(wrong, present, image)
+    scale, shift = _calibrate(logits, label, (1 - image)[:, None] * known)
+    present = np.clip(_sigmoid(scale * logits + shift), TINY, 1 - TINY)
+    image = (image + _doubt_images(present, label, known, before=image, usual=usual)) / 2
+    against = np.where(known, np.abs(label - present), np.nan)
+    doubt = image[:, None]
+    return Doubt(doubt * against, np.sqrt(doubt) * against, present, image)
 
 
-def second_look(wrong: np.ndarray) -> np.ndarray:
-    """The value of a second look (Bernhardt et al., Nature Communications 2022).
+def second_look(suspicion: np.ndarray) -> np.ndarray:
+    """The value of a second look at labels, by how suspect they are.
 
-    Cross-entropy of the given label minus entropy of the prediction: what is both probably wrong
-    and easily told comes first. It is above 0 where a label is rather wrong than right.
+    Cross-entropy of the given label minus entropy of the prediction (Bernhardt et al., Nature
+    Communications 2022): high where a label is both probably wrong and easily told. It grows with
+    the suspicion from about 0.22 on, and is above 0 from 0.5 on.
     """
-    doubt = np.clip(wrong, TINY, 1 - TINY)
+    doubt = np.clip(suspicion, TINY, 1 - TINY)
     return np.asarray(doubt * log_odds_of(doubt))
 
 
@@ -75,9 +78,10 @@ def log_odds_of(probability: np.ndarray) -> np.ndarray:
 
 
 def _calibrate(
-    logits: np.ndarray, label: np.ndarray, weight: np.ndarray, scale: float, shift: np.ndarray
+    logits: np.ndarray, label: np.ndarray, weight: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Newton's steps to a common scale and a shift for each class, by the images not doubted."""
+    """A common scale of the logits and a shift for each class, by the images not doubted."""
+    scale, shift = 1.0, np.zeros(logits.shape[1])
     for _ in range(NEWTON_STEPS):
         present = _sigmoid(scale * logits + shift)
         gap, slope = weight * (label - present), weight * present * (1 - present)

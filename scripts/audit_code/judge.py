@@ -26,12 +26,12 @@ def judge(run: PastRun, federation: Federation, doubt: Doubt, folder: Path) -> l
     """
     truth = reference(run.dataset, run.scenario, noise=run.config.corrupts)
     told = ["", WORDS[truth.kind]]
-    judged = np.isfinite(doubt.wrong) & ~np.isnan(truth.labels)
+    judged = np.isfinite(doubt.suspicion) & ~np.isnan(truth.labels)
     if truth.kind == UNKNOWN or not judged.any():
         return told
     oracle = Oracle(truth.labels, run.scenario.noisy)
     wrong = oracle.noise(np.arange(len(judged)))
-    scores = {"suspects": doubt.wrong}
+    scores = {"suspects": doubt.suspicion}
     if has_cleanlab():
         scores["cleanlab"] = cleanlab_scores(federation.probability, federation.given)
         judged &= np.isfinite(scores["cleanlab"])

@@ -142,6 +142,7 @@ def _table(
                 "class_key": harmless(name),
                 "given": label_text(one.given),
                 "probability": one.probability,
+                "value": one.value,
                 "share": one.value if np.isnan(one.wrong) else one.wrong,
                 "suggestion": one.suggestion,
                 "picture": pictures.get(one.row),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from src.config import Config, resolve
 from src.cross_fitting import cross_fit, plain_settings
+from src.held_log import held_log
 from src.job import data_options, load_dataset
 from src.models import Predictor
 from src.run_folder import IMAGES, changes, file_inputs, settings_of
@@ -26,6 +27,7 @@ from utils_.site_names import SiteNames
 
 MODEL_FILE = "model.safetensors"
 THUMBNAIL = 160  # pixels
+AT_ONCE = 20  # whole files are held while they are decoded
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class PastRun:
         dataset: N images with C classes.
         scenario: who holds what.
         names: what the sites are called.
+        paths: the file of each image; empty where images are drawn or lie in archives.
     """
 
     folder: Path
@@ -45,6 +48,7 @@ class PastRun:
     dataset: ImageDataset
     scenario: Scenario
     names: SiteNames
+    paths: Mapping[str, Path]
 
     @property
     def given(self) -> np.ndarray:
@@ -91,12 +95,23 @@ def open_run(folder: Path, config: Config, *, quiet: bool) -> PastRun:
     Raises:
         UserError: the files or images have changed since, or cannot be read.
     """
-    labels_of_run(folder, config)
-    dataset = load_dataset(config, quiet=quiet)
-    _refuse_others(folder, {IMAGES: dataset.image_key})
-    scenario = build_scenario(dataset, config.part(ScenarioSettings), folder=None)
+    with held_log():
+        labels_of_run(folder, config)
+        dataset = load_dataset(config, quiet=quiet)
+        _refuse_others(folder, {IMAGES: dataset.image_key})
+        scenario = build_scenario(dataset, config.part(ScenarioSettings), folder=None)
+        paths = _image_files(config)
     names = client_names(scenario, dataset, split=config.split)
-    return PastRun(folder, config, dataset, scenario, names)
+    return PastRun(folder, config, dataset, scenario, names, paths)
+
+
+def _image_files(config: Config) -> dict[str, Path]:
+    if config.dataset not in datasets.READERS:
+        return {}
+    folder = Path(config.data_dir or datasets.default_folder(config.dataset))
+    listing = datasets.listed(config.dataset, folder, data_options(config, quiet=True))
+    files = zip(listing.names, listing.files, strict=True)
+    return {name: listing.folder / file for name, file in files}
 
 
 def _refuse_others(folder: Path, present: dict[str, str]) -> None:
@@ -142,11 +157,13 @@ def predict_in_sample(run: PastRun) -> np.ndarray:
 
 def thumbnails(run: PastRun, rows: Sequence[int]) -> list[np.ndarray]:
     """(H, W, 3) uint8 for each row, from the files again where the run had smaller ones."""
-    config = run.config
-    if config.dataset not in datasets.READERS or config.image_size >= THUMBNAIL or not rows:
+    config, paths = run.config, run.paths
+    if not paths or config.image_size >= THUMBNAIL:
         return [run.dataset.images[row] for row in rows]
-    folder = Path(config.data_dir or datasets.default_folder(config.dataset))
-    listing = datasets.listed(config.dataset, folder, data_options(config, quiet=True))
-    file_of = dict(zip(listing.names, listing.files, strict=True))
-    paths = [listing.folder / file_of[run.dataset.files[row]] for row in rows]
-    return decode_alike(paths, image_size=THUMBNAIL, fit=config.fit, pixel_range=config.pixel_range)
+    shown: list[np.ndarray] = []
+    for start in range(0, len(rows), AT_ONCE):
+        files = [paths[run.dataset.files[row]] for row in rows[start : start + AT_ONCE]]
+        shown += decode_alike(
+            files, image_size=THUMBNAIL, fit=config.fit, pixel_range=config.pixel_range
+        )
+    return shown

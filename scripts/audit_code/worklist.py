@@ -39,8 +39,8 @@ class Suspect:
         probability: that the class is there, as predicted.
         wrong: probability that the given label is wrong; NaN for a blank.
         suggestion: 1 or 0.
-        value: of a second look; what the list is ordered by (of a blank, the calibrated
-            probability that the class is there).
+        value: of a second look; the list is ordered by it. Of a blank, the calibrated probability
+            that the class is there.
     """
 
     row: int
@@ -94,31 +94,29 @@ def doubts(federation: Federation, facts: Sequence[ClassFacts]) -> Doubt:
     """(N, C) doubts, each site's by its own images; NaN in classes that are not judged."""
     judged = np.array([fact.status == JUDGED for fact in facts])
     shape = federation.given.shape
-    wrong, present = np.full(shape, np.nan), np.full(shape, np.nan)
-    image = np.full(shape[0], np.nan)
+    every = Doubt(*(np.full(shape, np.nan) for _ in range(3)), np.full(shape[0], np.nan))
     for site in range(int(federation.client.max()) + 1):
         rows = federation.rows(site)
         cells = np.ix_(rows, np.flatnonzero(judged))
         if rows.size and judged.any():
             found = doubt_labels(federation.probability[cells], federation.given[cells])
-            wrong[cells], present[cells], image[rows] = found.wrong, found.present, found.image
-    return Doubt(wrong, present, image)
+            for name in ("wrong", "suspicion", "present"):
+                getattr(every, name)[cells] = getattr(found, name)
+            every.image[rows] = found.image
+    return every
 
 
 def suspects(federation: Federation, doubt: Doubt, rows: np.ndarray, *, top: int) -> list[Suspect]:
     """The given labels of some images that are worth a second look, at most ``top``."""
-    wrong = doubt.wrong[rows]
-    places = _first(wrong, np.isfinite(wrong), top)
-    value = second_look(doubt.wrong)
+    suspicion = doubt.suspicion[rows]
     found = []
-    for place, column in places:
+    for place, column in _first(suspicion, np.isfinite(suspicion), top):
         row = int(rows[place])
-        given = float(federation.given[row, column])
-        suspicion = float(doubt.wrong[row, column])
-        suggestion = int(1 - given if suspicion > 0.5 else given)
+        given, wrong = float(federation.given[row, column]), float(doubt.wrong[row, column])
+        suggestion = int(1 - given if wrong > 0.5 else given)
         predicted = float(federation.probability[row, column])
-        worth = float(value[row, column])
-        found.append(Suspect(row, column, given, predicted, suspicion, suggestion, worth))
+        worth = float(second_look(suspicion[place, column]))
+        found.append(Suspect(row, column, given, predicted, wrong, suggestion, worth))
     return found
 
 
