@@ -18,6 +18,7 @@ HEADER = (
     *("image", "class", "given", "answer", "suggestion"),
     *("wrong", "probability", "value", "evidence"),
 )
+DIGITS = 4
 HERE = Path(__file__).parent
 EXPLAINED = {
     "cross-fitted": "made by models that were trained without the image.",
@@ -65,9 +66,9 @@ def suspects_sheet(site: SiteList, suspects: Sequence[Suspect]) -> str:
                 label_text(one.given),
                 "",
                 one.suggestion,
-                "" if np.isnan(one.wrong) else f"{one.wrong:.4f}",
-                f"{one.probability:.4f}",
-                f"{one.value:.4f}",
+                "" if np.isnan(one.wrong) else round(one.wrong, DIGITS),
+                round(one.probability, DIGITS),
+                round(one.value, DIGITS),
                 site.evidence,
             )
             for one in suspects

@@ -191,9 +191,9 @@ def edited(path: Path, changes: Mapping[int, Mapping[int, str]]) -> bytes:
 
 def _row(cells: list[str], wanted: Mapping[int, str], separator: str) -> str:
     line = io.StringIO()
-    writer = csv.writer(line, delimiter=separator, lineterminator="")
+    writer = csv.writer(line, delimiter=separator, lineterminator="\r\n")  # these get quotes
     writer.writerow([wanted.get(place, cell) for place, cell in enumerate(cells)])
-    return line.getvalue()
+    return line.getvalue().removesuffix("\r\n")
 
 
 def _end_of_line(text: str) -> str:
