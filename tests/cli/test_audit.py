@@ -17,6 +17,7 @@ import tiny
 from tiny import ROOT
 
 from scripts import audit
+from scripts.audit_code.page import HEADER
 from utils_.datasets.label_files.tables import read_csv
 
 # Names as an attacker would choose them: of a class, and of an image.
@@ -87,7 +88,7 @@ def test_each_site_lists_its_own_labels_in_order(run: Path) -> None:
     classes = given["ID"]
     for number, folder in enumerate(folders):
         rows = rows_of(folder / "suspects.csv")
-        assert list(rows[0]) == list(audit_header())
+        assert list(rows[0]) == list(HEADER)
         for row in rows:
             image, name = (row[key].removeprefix("'") for key in ("image", "class"))
             assert split[image] == str(number)
@@ -97,12 +98,6 @@ def test_each_site_lists_its_own_labels_in_order(run: Path) -> None:
         high = [float(row["value"]) for row in rows if float(row["value"]) > 0]
         assert high == sorted(high, reverse=True)
         assert all(row["given"] == "" for row in rows_of(folder / "blanks.csv"))
-
-
-def audit_header() -> tuple[str, ...]:
-    from scripts.audit_code.page import HEADER
-
-    return HEADER
 
 
 def test_names_are_neither_html_nor_formulas(run: Path) -> None:
@@ -219,9 +214,7 @@ def test_wrong_answers_are_refused_with_their_place(
     path, out = tmp_path / "a.csv", tmp_path / "out"
     text = line.replace("GIVEN", given["image9.png"])
     head = "image,class,given,answer\n"
-    if (
-        ",,1" in text or text.endswith(",,") or ",,7" in text
-    ):  # without the column it is not checked
+    if ",," in text:  # without the column it is not checked
         head, text = "image,class,answer\n", text.replace(",,", ",", 1)
     path.write_text(head + text + "\n")
     assert audit.main([str(run), "--apply", str(path), "--out", str(out)]) == 2
@@ -265,9 +258,7 @@ def test_runs_that_cannot_be_audited(
     for options in (["--out", "o"], ["--apply", str(moved / "data/true_data.csv")]):
         assert audit.main([str(moved / "runs/done"), *options]) == 2
         assert "the labels are not those that the run was made from" in capsys.readouterr().err
-    config.write_text(
-        text.replace("noise: 0\n", "noise: 0.4\n").replace("noise: 0.0\n", "noise: 0.4\n")
-    )
+    config.write_text(re.sub("^noise: 0.*$", "noise: 0.4", text, flags=re.MULTILINE))
     assert audit.main([str(moved / "runs/done"), "--apply", "x.csv"]) == 2
     assert "made wrong on purpose" in capsys.readouterr().err
 
