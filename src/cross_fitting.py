@@ -107,4 +107,4 @@ def _predict_later_rounds(
             progress()
     finally:
         runner.close()
-    return np.mean(predicted, axis=0)
+    return np.asarray(np.mean(predicted, axis=0))
