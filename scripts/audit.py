@@ -50,7 +50,7 @@ from utils_.script import Parser, end_with
 from utils_.suspects import Doubt
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
-FOLDS, ROUNDS, TOP, LEAST = 3, 20, 200, 10
+FOLDS, REPEATS, ROUNDS, TOP, LEAST = 3, 2, 15, 200, 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +91,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "with the run's own model, which has seen all labels",
     )
     parser.add_argument(
+        "--repeats",
+        type=int,
+        default=REPEATS,
+        help=f"how often the images are dealt to folds anew ({REPEATS}); more are surer",
+    )
+    parser.add_argument(
         "--rounds",
         type=int,
         help=f"rounds of training without a fold ({ROUNDS}, or the run's if those are fewer)",
@@ -109,7 +115,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", help="processes that train sites side by side (as the run)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
-    lowest = {"top": 1, "least": 1, "rounds": 1, "folds": 0}
+    lowest = {"top": 1, "least": 1, "rounds": 1, "repeats": 1, "folds": 0}
     for name, low in lowest.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= 1_000_000:
@@ -143,21 +149,22 @@ def observe(run: PastRun, options: argparse.Namespace) -> Federation:
     if not options.folds:
         return Federation(client, given, predict_in_sample(run), "in-sample")
     rounds = options.rounds or min(ROUNDS, run.config.rounds)
-    print(_cost(run, folds=options.folds, rounds=rounds), file=sys.stderr)
-    with tqdm(total=options.folds * rounds, unit="round", disable=options.quiet) as bar:
+    folds, repeats = options.folds, options.repeats
+    print(_cost(run, folds=folds, repeats=repeats, rounds=rounds), file=sys.stderr)
+    with tqdm(total=repeats * folds * rounds, unit="round", disable=options.quiet) as bar:
         probability = predict_cross_fitted(
-            run, folds=options.folds, rounds=rounds, progress=bar.update
+            run, folds=folds, repeats=repeats, rounds=rounds, progress=bar.update
         )
     return Federation(client, given, probability, "cross-fitted")
 
 
-def _cost(run: PastRun, *, folds: int, rounds: int) -> str:
+def _cost(run: PastRun, *, folds: int, repeats: int, rounds: int) -> str:
     """What cross-fitting takes, by the rounds of the run."""
     import pandas as pd
 
-    alike = (folds - 1) * rounds
-    told = f"cross-fitting: {folds} times {rounds} rounds without a fold of the images, as much as "
-    told += f"{alike} rounds of the run"
+    alike = repeats * (folds - 1) * rounds
+    told = f"cross-fitting: {repeats * folds} times {rounds} rounds, each without a fold of the "
+    told += f"images, as much as {alike} rounds of the run"
     history = run.folder / "metrics.csv"
     if not history.is_file():
         return told

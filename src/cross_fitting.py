@@ -10,13 +10,14 @@ import numpy as np
 
 from src.config import Config
 from src.simulation import Simulation
-from utils_.rng import derive
+from utils_.rng import derive, derive_seed
 
 if TYPE_CHECKING:
     from src.models import FlatModel
     from utils_.datasets.base import ImageDataset
     from utils_.scenario import Scenario
 
+LARGEST_SEED = 2**31  # that a run may have
 SETTLED = 0.4  # share of the rounds after which predictions are good enough to be averaged
 
 
@@ -59,35 +60,41 @@ def cross_fit(
     *,
     model: FlatModel,
     folds: int,
+    repeats: int,
     progress: Callable[[], object],
 ) -> np.ndarray:
     """Predict every training image by federations that were trained without it.
 
     For each fold the sites train anew on their other images, all with their observed labels. The
-    predictions are means over the later rounds: a single round is a matter of luck.
+    predictions are means over the later rounds, and over several deals of the images to folds,
+    each with a seed of its own: a single model is a matter of luck.
 
     Args:
         config: of :func:`plain_settings`.
         dataset: N images with C classes.
         scenario: who holds what.
-        model: at its initial weights; it is used and keeps no trace of the images.
+        model: at its initial weights, and left so.
         folds: how many, at least 2.
+        repeats: deals of the images to folds, at least 1.
         progress: called after each round.
 
     Returns:
         (N, C) float32 probabilities, NaN for images of no site.
     """
-    fold = deal_folds(scenario.client, dataset.groups, folds=folds, seed=config.data_seed)
-    probability = np.full(dataset.labels.shape, np.nan, np.float32)
-    start = model.snapshot()
-    for number in range(folds):
-        left_out = np.flatnonzero(fold == number)
-        held = np.where(fold == number, -1, scenario.client).astype(scenario.client.dtype)
-        model.load(start)
-        simulation = Simulation(config, dataset, replace(scenario, client=held), model)
-        probability[left_out] = _predict_later_rounds(simulation, left_out, progress)
+    start, total = model.snapshot(), np.zeros(dataset.labels.shape, np.float32)
+    for repeat in range(repeats):
+        seed = derive_seed(config.seed, "audit", repeat) % LARGEST_SEED
+        seeded = replace(config, seed=seed)
+        fold = deal_folds(scenario.client, dataset.groups, folds=folds, seed=seed)
+        for number in range(folds):
+            left_out = np.flatnonzero(fold == number)
+            held = np.where(fold == number, -1, scenario.client).astype(scenario.client.dtype)
+            model.load(start)
+            simulation = Simulation(seeded, dataset, replace(scenario, client=held), model)
+            total[left_out] += _predict_later_rounds(simulation, left_out, progress)
     model.load(start)
-    return probability
+    total[scenario.client < 0] = np.nan
+    return total / np.float32(repeats)
 
 
 def _predict_later_rounds(

@@ -124,13 +124,21 @@ def _refuse_others(folder: Path, present: dict[str, str]) -> None:
 
 
 def predict_cross_fitted(
-    run: PastRun, *, folds: int, rounds: int, progress: Callable[[], object]
+    run: PastRun, *, folds: int, repeats: int, rounds: int, progress: Callable[[], object]
 ) -> np.ndarray:
     """(N, C) probabilities by models that never saw the image; see :func:`cross_fit`."""
     config = plain_settings(run.config, rounds=rounds)
     classes = run.dataset.classes
     model = build_model(config, classes=len(classes), class_names=classes)
-    return cross_fit(config, run.dataset, run.scenario, model=model, folds=folds, progress=progress)
+    return cross_fit(
+        config,
+        run.dataset,
+        run.scenario,
+        model=model,
+        folds=folds,
+        repeats=repeats,
+        progress=progress,
+    )
 
 
 def predict_in_sample(run: PastRun) -> np.ndarray:

@@ -23,7 +23,7 @@ from utils_.datasets.label_files.tables import read_csv
 # Names as an attacker would choose them: of a class, and of an image.
 SCRIPT, FORMULA = "<script>alert(1)</script>", '=HYPERLINK("http://x")'
 IMAGE, SUM = "<img src=x onerror=alert(2)>&amp.png", "=1+1.png"
-FEW = ["--folds", "2", "--rounds", "1", "--least", "2", "--quiet"]
+FEW = ["--folds", "2", "--repeats", "1", "--rounds", "1", "--least", "2", "--quiet"]
 
 
 @pytest.fixture(scope="module")
