@@ -80,6 +80,23 @@ def test_the_walk_through_does_what_it_says(
 
 
 @pytest.mark.slow
+def test_the_answers_are_trained_on(
+    place: Path, outputs: list[subprocess.CompletedProcess[str]]
+) -> None:
+    audited, _, _, applied, trained = outputs[7:12]
+    for done in (audited, applied, trained):
+        assert done.returncode == 0, done.stderr
+    for site in example_data.SITES:
+        number = example_data.SITES.index(site)
+        assert (place / f"save/runs/first/audit/site-{number}-{site}/suspects.html").is_file()
+    assert "3 answers, 3 labels changed" in applied.stdout
+    old, new = (place / name / "train_data.csv" for name in ("my-data", "my-data-2"))
+    before, after = (path.read_bytes().splitlines() for path in (old, new))
+    assert len(before) == len(after)
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 3
+
+
+@pytest.mark.slow
 def test_the_run_has_read_the_files_as_they_are(
     place: Path, outputs: list[subprocess.CompletedProcess[str]]
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,3 +160,58 @@ def _records(path: Path, text: str, separator: str) -> Records:
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
     return records
+
+
+def edited(path: Path, changes: Mapping[int, Mapping[int, str]]) -> bytes:
+    """Return the bytes of a table with other texts in some cells.
+
+    Encoding, separator and line ends stay. So do all rows without a change, byte for byte; in
+    those with one, quotes stand only where they are needed.
+
+    Args:
+        path: the file; it is not written.
+        changes: {line on which a row ends, from 1: {place of the cell in the row: its text}}.
+
+    Raises:
+        UserError: as :func:`read_records`; or a text cannot be written in the file's encoding.
+    """
+    text, encoding = _text(path)
+    body, separator = _without_hint(text)
+    _, separator = _split(path, body, separator)
+    lines = list(io.StringIO(text, newline=""))  # ends at the same places as for csv.reader
+    reader = csv.reader(io.StringIO(body, newline=""), strict=True, delimiter=separator)
+    begin, pieces = 0, []
+    for row in reader:
+        own = "".join(lines[begin : reader.line_num])
+        begin = reader.line_num
+        wanted = changes.get(begin)
+        pieces.append(_row(row, wanted, separator) + _end_of_line(own) if wanted else own)
+    return _encoded(path, "".join(pieces), encoding)
+
+
+def _row(cells: list[str], wanted: Mapping[int, str], separator: str) -> str:
+    line = io.StringIO()
+    writer = csv.writer(line, delimiter=separator, lineterminator="\r\n")  # these get quotes
+    writer.writerow([wanted.get(place, cell) for place, cell in enumerate(cells)])
+    return line.getvalue().removesuffix("\r\n")
+
+
+def _end_of_line(text: str) -> str:
+    return text[len(text.rstrip("\r\n")) :]
+
+
+def _encoded(path: Path, text: str, encoding: str) -> bytes:
+    """The text as the file has it, with its mark."""
+    mark = path.read_bytes()[:3]
+    codec = {"UTF-8": "utf-8-sig" if mark == codecs.BOM_UTF8 else "utf-8"}.get(encoding, "cp1252")
+    if encoding == "UTF-16":
+        little = mark.startswith(codecs.BOM_UTF16_LE)
+        start = codecs.BOM_UTF16_LE if little else codecs.BOM_UTF16_BE
+        return start + text.encode("utf-16-le" if little else "utf-16-be")
+    try:
+        return text.encode(codec)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{path}: {text[error.start]!r} cannot be written as {encoding}; save the file as "
+            "'CSV UTF-8'"
+        ) from error

@@ -1,0 +1,151 @@
+"""Which labels are suspect, how an order of them is judged, and predictions that saw no label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+
+from src.cross_fitting import cross_fit, deal_folds, plain_settings
+from src.simulation import build_model
+from utils_.review import Review, cleanlab_scores, has_cleanlab, review_cells, review_images
+from utils_.rng import derive, derive_seed
+from utils_.suspects import doubt_labels, log_odds_of, second_look
+
+
+def federation(*, images: int = 300, classes: int = 6, seed: int = 1) -> tuple[np.ndarray, ...]:
+    """True labels, given ones (a fifth of the images have another's) and fair predictions."""
+    draw = derive(seed, "suspects")
+    true = (draw.random((images, classes)) < 0.3).astype(float)
+    wrong = draw.random(images) < 0.2
+    given = np.where(wrong[:, None], true[draw.permutation(images)], true)
+    logits = 2.5 * (2 * true - 1) + draw.normal(0, 1.5, true.shape) - 1
+    return true, given, 1 / (1 + np.exp(-logits))
+
+
+def test_wrong_labels_come_first() -> None:
+    true, given, probability = federation()
+    doubt = doubt_labels(probability, given)
+    wrong = given != true
+    review = review_cells(doubt.suspicion, wrong, np.ones_like(wrong))
+    assert review.precision(50) > 0.9 and review.gain() > 5
+    plain = review_cells(np.abs(given - probability), wrong, np.ones_like(wrong))
+    assert review.precision(100) >= plain.precision(100)
+    assert 0.5 < doubt.wrong.sum() / wrong.sum() < 2  # a probability, not only an order
+    assert ((doubt.wrong >= 0) & (doubt.wrong <= doubt.suspicion)).all()
+
+
+def test_blanks_are_not_judged_and_change_nothing() -> None:
+    _, given, probability = federation()
+    blank = derive(1, "blank").random(given.shape) < 0.4
+    blank[3] = True  # an image of which nothing is known
+    given = np.where(blank, np.nan, given)
+    garbage = np.where(blank, 0.97, probability)
+    one, other = doubt_labels(probability, given), doubt_labels(garbage, given)
+    assert np.array_equal(np.isnan(one.wrong), blank)
+    np.testing.assert_array_equal(one.wrong, other.wrong)
+    np.testing.assert_array_equal(one.suspicion, other.suspicion)
+
+
+def test_order_of_images_and_classes_does_not_matter() -> None:
+    _, given, probability = federation()
+    rows, columns = (derive(2, "order", n).permutation(n) for n in given.shape)
+    doubt = doubt_labels(probability, given)
+    moved = doubt_labels(probability[rows][:, columns], given[rows][:, columns])
+    np.testing.assert_allclose(moved.suspicion, doubt.suspicion[rows][:, columns], atol=1e-9)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_few_images_and_sure_models_are_no_trouble(images: int) -> None:
+    given = np.array([[1.0, 0.0], [np.nan, 1.0]])[:images]
+    doubt = doubt_labels(np.array([[0.0, 1.0], [1.0, 0.0]])[:images], given)
+    assert doubt.wrong.shape == given.shape
+    assert np.isfinite(doubt.wrong[~np.isnan(given)]).all()
+
+
+def test_second_look_is_cross_entropy_minus_entropy() -> None:
+    """By the formula of the paper, of a label 1 that is predicted with p."""
+    p = np.array([0.02, 0.3, 0.5, 0.9])
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    np.testing.assert_allclose(second_look(1 - p), -np.log(p) - entropy)
+    assert (np.diff(second_look(np.linspace(0.23, 1, 50))) >= 0).all()
+    np.testing.assert_allclose(log_odds_of(np.array([0.5, 0.75])), [0, np.log(3)])
+
+
+def test_a_review_by_hand() -> None:
+    wrong = np.array([[1, 0], [0, 0], [1, 1]], bool)
+    score = np.array([[0.9, 0.1], [0.8, np.nan], [0.2, 0.3]])
+    judged = np.array([[1, 1], [1, 1], [1, 0]], bool)
+    cells = review_cells(score, wrong, judged)  # 0.9 wrong, 0.8 right, 0.2 wrong, 0.1 right
+    assert cells.wrong.tolist() == [True, False, True, False]
+    assert cells.found.tolist() == [1, 1, 2, 2] and cells.base == 0.5
+    assert cells.precision(1) == 1 and np.isnan(cells.precision(5))
+    assert cells.gain(0.5) == 1.0 and np.isnan(cells.gain(0.1))
+    images = review_images(score, wrong, judged)  # sums 1.0, 0.8, 0.2
+    assert images.wrong.tolist() == [True, False, True]
+    assert Review(np.array([], bool)).summary() == {"looked_at": 0, "wrong": 0}
+    assert "precision_at_10" not in cells.summary()
+
+
+@pytest.mark.skipif(not has_cleanlab(), reason="cleanlab is not installed")
+def test_cleanlab_ranks_what_is_annotated() -> None:
+    _, given, probability = federation()
+    given[:, 0] = 0  # a class of one kind, and blanks: it could take neither
+    given[5, 1:] = np.nan
+    scores = cleanlab_scores(probability, given)
+    assert np.array_equal(np.isnan(scores), np.isnan(given) | (np.arange(6) == 0))
+    np.testing.assert_allclose(scores[:5, 1:], np.abs(given - probability)[:5, 1:], atol=1e-6)
+
+
+# ---- cross-fitting
+
+
+def test_folds_are_even_and_keep_patients_together() -> None:
+    client = np.repeat([0, 1, -1], [30, 25, 5])
+    groups = np.arange(60) // 3
+    fold = deal_folds(client, groups, folds=3, seed=1)
+    assert (fold[client < 0] == -1).all()
+    for site in (0, 1):
+        counts = np.bincount(fold[client == site], minlength=3)
+        assert counts.max() - counts.min() <= 6
+        for patient in np.unique(groups[client == site]):
+            assert len(set(fold[(groups == patient) & (client == site)])) == 1
+    alone = deal_folds(client, None, folds=5, seed=1)
+    assert np.bincount(alone[client == 0]).tolist() == [6] * 5
+
+
+def test_an_image_s_own_label_does_not_reach_its_prediction() -> None:
+    """Its site, its fold and the calibration see it; the models that predict it never do."""
+    dataset = tiny.make_dataset()
+    scenario = tiny.make_scenario(dataset, mask="cells")
+    config = plain_settings(tiny.make_config("fednml", rounds=3), rounds=2)
+    assert config.method == "fedavg" and config.rounds == 2 and config.attack == "none"
+
+    def predict(noisy: np.ndarray) -> np.ndarray:
+        calls = []
+        probability = cross_fit(
+            config,
+            dataset,
+            replace(scenario, noisy=noisy),
+            model=build_model(config, classes=len(dataset.classes)),
+            folds=2,
+            repeats=1,
+            progress=lambda: calls.append(1),
+        )
+        assert len(calls) == 2 * config.rounds
+        return probability
+
+    before = predict(scenario.noisy.copy())
+    held = scenario.client >= 0
+    assert np.array_equal(np.isnan(before).any(axis=1), ~held)
+    row = int(np.flatnonzero(held)[0])
+    flipped = scenario.noisy.copy()
+    flipped[row] = 1 - flipped[row]
+    after = predict(flipped)
+    seed = derive_seed(config.seed, "audit", 0) % 2**31
+    fold = deal_folds(scenario.client, None, folds=2, seed=seed)
+    same = fold == fold[row]
+    np.testing.assert_array_equal(after[same], before[same])
+    assert (after[held & ~same] != before[held & ~same]).any()
