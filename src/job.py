@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from src.command_line import ROOT
@@ -22,6 +21,7 @@ from src.config import OPTIONS, Config, resolve
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
+from src.model_facts import save_models
 from src.models import FlatModel
 from src.option import flag
 from src.prospects import check_prospects
@@ -39,14 +39,13 @@ from src.run_folder import (
 )
 from src.server import NoReportLeft
 from src.simulation import Simulation, build_model
-from src.weight_files import describe_weights
 from utils_ import datasets
 from utils_.datasets.base import ImageDataset
 from utils_.datasets.label_files.groups import GROUPED
 from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError, as_known, some
-from utils_.files import atomic_path, write_json, write_text
+from utils_.files import write_json, write_text
 from utils_.runlog import RunLog, parameter_table
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario, client_names, training_sites
 from utils_.scenario_tables import assignment_table, client_table
@@ -341,14 +340,7 @@ def _remedy(error: Exception, folder: Path, config: Config) -> str:
 
 
 def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> None:
-    config = simulation.config
-    facts = describe_weights(
-        model=config.model, classes=simulation.dataset.classes, image_size=config.image_size
-    )
-    for name, vector in (("model", simulation.scored), ("best", simulation.best)):
-        one = vector.view(-1, vector.shape[-1]).mean(dim=0)  # of the sites' own models: their mean
-        with atomic_path(folder / f"{name}.safetensors") as path:
-            save_file(simulation.model.unpack(one), path, metadata=facts)
+    save_models(simulation, folder)
     write_json(folder / "result.json", result)
     write_text(folder / "DONE", "")
 

@@ -86,7 +86,7 @@ def _val_selected(simulation: Simulation) -> dict[str, float] | None:
     if np.isnan(values).all():
         return None
     metrics = simulation.evaluator.score(simulation.best, TEST)
-    return metrics.overall | {"round": int(np.nanargmax(values))}
+    return metrics.overall | {"round": simulation.best_round}
 
 
 def _oracle_selected(tested: Sequence[dict[str, float]]) -> dict[str, float]:
