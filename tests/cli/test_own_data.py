@@ -54,7 +54,7 @@ def outputs(place: Path) -> list[subprocess.CompletedProcess[str]]:
 def test_the_walk_through_does_what_it_says(
     place: Path, outputs: list[subprocess.CompletedProcess[str]]
 ) -> None:
-    made, first, second, mended, checked, dry, trained = outputs
+    made, first, second, mended, checked, dry, trained, predicted, exported = outputs
     assert made.returncode == 0, made.stderr
     assert first.returncode == 1, first.stderr
     assert "add --ignore-columns sex,age,reader" in first.stdout  # what the next command does
@@ -77,6 +77,11 @@ def test_the_walk_through_does_what_it_says(
     assert "south" in dry.stdout
     assert trained.returncode == 0, trained.stderr
     assert "judged by the verified ones of true_data.csv alone" in trained.stdout
+    assert predicted.returncode == 0, predicted.stderr
+    named = read_csv(place / "my-data" / "test_data.csv").names
+    assert read_csv(place / "predictions.csv").names == named
+    assert len(list((place / "pictures").iterdir())) == len(named)
+    assert exported.returncode == 0, exported.stderr
 
 
 @pytest.mark.slow
