@@ -35,7 +35,8 @@ KINDS, DEVICES = ("onnx", "torchscript"), ("auto", "cpu", "cuda")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict; return the exit code."""
-    logging.basicConfig(format="predict: %(message)s", level=logging.INFO)
+    logging.basicConfig(format="predict: %(message)s")
+    logging.getLogger("fednml").setLevel(logging.INFO)  # and of the libraries warnings alone
     try:
         return run(parse(arguments))
     except UserError as error:

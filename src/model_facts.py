@@ -95,7 +95,7 @@ def _frozen(value: Any) -> Any:
 
 def absent_facts(table: Mapping[str, Any]) -> list[str]:
     """The facts that the metadata of an earlier version lack."""
-    return [field.name for field in fields(ModelFacts) if field.name not in table | {"models": 1}]
+    return [field.name for field in fields(ModelFacts) if field.name not in {*table, "models"}]
 
 
 def trained_classes(dataset: ImageDataset, scenario: Scenario, *, true_labels: bool) -> np.ndarray:
