@@ -17,7 +17,10 @@ PLAIN = Augmenter(torch.zeros(3), torch.ones(3))
 
 
 class TwoDetectors(nn.Module):
-    """Class 0 looks for red, class 1 for blue: maps of 4 by 4 pixels, their mean, and a head."""
+    """Class 0 looks for red, class 1 for blue, and each is put off by the other.
+
+    Maps of 8 by 8 pixels, their mean, and a head.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class TwoDetectors(nn.Module):
         with torch.no_grad():
             self.maps.weight[0, 0] = 1
             self.maps.weight[1, 2] = 1
-            self.head.weight.copy_(torch.eye(2))
+            self.head.weight.copy_(1.5 * torch.eye(2) - 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.maps(x).mean((2, 3)))
@@ -64,7 +67,8 @@ def test_it_is_the_formula_of_the_paper() -> None:
     """Before a mean and a linear head the gradients are the head's weights (their section 3.1)."""
     model = FlatModel(build_module("resnet18", classes=3, weights="none", seed=1))
     with torch.no_grad():
-        model.head.weight.abs_()  # so that some place speaks for each class
+        model.head.weight.abs_()  # so that some place speaks for each class,
+        model.head.weight[:, ::3] *= -1  # though not every feature
     images = derive(0, "grad cam").integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     found = class_maps(model, images, np.array([2, 0]), augmenter=PLAIN)
     model.module.eval()
