@@ -143,6 +143,15 @@ class Evaluator:
             scores[part] = Metrics(overall, metrics.per_class)
         return scores
 
+    def thresholds(self, vector: Tensor) -> np.ndarray:
+        """(C,) thresholds of best F1 on the validation part; NaN where nothing tells.
+
+        Of several vectors, (K, P), there are none in common.
+        """
+        if vector.ndim > 1 or not self.has(VAL):
+            return np.full(len(self._classes), np.nan)
+        return best_thresholds(*self.predict(vector, VAL))
+
     def label_diagnostics(
         self, clients: Sequence[Client]
     ) -> tuple[dict[str, float], list[dict[str, float]]]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from src.command_line import ROOT
@@ -23,6 +22,7 @@ from src.display import show_result, show_settings
 from src.held_log import held_log
 from src.interruption import Interrupted, StopRequest
 from src.methods import method_class
+from src.model_facts import save_models
 from src.models import FlatModel
 from src.option import flag
 from src.prospects import check_prospects
@@ -40,14 +40,13 @@ from src.run_folder import (
 )
 from src.server import NoReportLeft
 from src.simulation import Simulation, build_model
-from src.weight_files import describe_weights
 from utils_ import datasets
 from utils_.datasets.base import TEST, VAL, ImageDataset
 from utils_.datasets.label_files.groups import GROUPED
 from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError, as_known, some
-from utils_.files import atomic_path, write_json, write_text
+from utils_.files import write_json, write_text
 from utils_.predictions import FILE as PREDICTIONS
 from utils_.predictions import write_predictions
 from utils_.reporting.model_card import CARD, model_card
@@ -358,14 +357,7 @@ def _remedy(error: Exception, folder: Path, config: Config) -> str:
 
 
 def _finish(simulation: Simulation, folder: Path, result: dict[str, Any]) -> None:
-    config = simulation.config
-    facts = describe_weights(
-        model=config.model, classes=simulation.dataset.classes, image_size=config.image_size
-    )
-    for name, vector in (("model", simulation.scored), ("best", simulation.best)):
-        one = vector.view(-1, vector.shape[-1]).mean(dim=0)  # of the sites' own models: their mean
-        with atomic_path(folder / f"{name}.safetensors") as path:
-            save_file(simulation.model.unpack(one), path, metadata=facts)
+    save_models(simulation, folder)
     if simulation.predictions:
         classes = simulation.dataset.classes
         write_predictions(folder / PREDICTIONS, simulation.predictions, classes=classes)

@@ -21,6 +21,7 @@ from src.interruption import Interrupted
 from src.messages import Report, message_bytes
 from src.methods import method_class
 from src.methods.base import Method, parse_params
+from src.model_facts import trained_classes
 from src.models import FlatModel, Predictor, build_module
 from src.results import LAST, summarise
 from src.server import Server
@@ -49,6 +50,7 @@ class Simulation:
     Attributes:
         names: what the clients are called.
         history: one row of scalars for each finished round.
+        trained: (C,) bool, the classes that a site annotates.
         best: what was scored in the best validation round so far, by mAP; see ``scored``.
         predictions: of the last and the best model; None before the run is over.
     """
@@ -65,6 +67,7 @@ class Simulation:
         augmenter = Augmenter(*channel_statistics(dataset.images, train_rows))
         attack = draw_attack(config)
         self.predictor = Predictor(model, dataset.images, augmenter)
+        self.trained = trained_classes(dataset, scenario, true_labels=self.method.true_labels)
         truth = reference(dataset, scenario, noise=config.corrupts)
         attacked = attack.scenario(scenario)
         self.evaluator = Evaluator(dataset, attacked, self.predictor, truth=truth)
@@ -128,6 +131,12 @@ class Simulation:
     def scored(self) -> torch.Tensor:
         """(P,) global model; or (K, P) those of the sites, where a method scores these."""
         return self.method.evaluated(self.server, self.clients)
+
+    @property
+    def best_round(self) -> int:
+        """The round of ``best``: the first of highest validation mAP, the last if none is known."""
+        values = np.array([row.get("val_mAP", np.nan) for row in self.history])
+        return len(values) - 1 if np.isnan(values).all() else int(np.nanargmax(values))
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""

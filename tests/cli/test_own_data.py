@@ -77,6 +77,12 @@ def test_the_walk_through_does_what_it_says(
     assert "south" in dry.stdout
     assert trained.returncode == 0, trained.stderr
     assert "judged by the verified ones of true_data.csv alone" in trained.stdout
+    predicted, exported = outputs[12:14]
+    assert predicted.returncode == 0, predicted.stderr
+    named = read_csv(place / "my-data" / "test_data.csv").names
+    assert read_csv(place / "predictions.csv").names == named
+    assert len(list((place / "pictures").iterdir())) == len(named)
+    assert exported.returncode == 0, exported.stderr
 
 
 @pytest.mark.slow

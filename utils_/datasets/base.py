@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils_.datasets.cache.pixel_range import Bounds
+
 TRAIN, VAL, TEST, UNASSIGNED = range(4)
 PART_NAMES = ("train", "val", "test")
 
@@ -28,6 +30,7 @@ class ImageDataset:
             wrote "uncertain"); None without such.
         verified: (N, C) float32, what is really there, as drawn or as somebody has verified; NaN
             where nobody has. None where nobody has verified any label. For the Oracle alone.
+        pixel_bounds: the values of deep pixels that became 0 and 255, where they were measured.
     """
 
     name: str
@@ -41,6 +44,7 @@ class ImageDataset:
     image_key: str
     uncertain: np.ndarray | None = None
     verified: np.ndarray | None = None
+    pixel_bounds: Bounds | None = None
 
     @property
     def best_known(self) -> np.ndarray:

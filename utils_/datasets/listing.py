@@ -154,6 +154,7 @@ def open_listing(name: str, listing: Listing, options: DataOptions) -> ImageData
         image_key=key,
         uncertain=None if listing.uncertain is None else listing.uncertain[rows],
         verified=None if verified is None else verified[rows],
+        pixel_bounds=facts.used,
     )
     report_unknown_patients(dataset)
     return settle_copies(dataset, facts.copies, allow=options.allow_duplicates)

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils_.datasets.cache.image_files import open_picture
-from utils_.datasets.cache.picture import DEEP, WIDE, to_rgb
+from utils_.datasets.cache.picture import DEEP, WIDE, Picture, to_rgb
 from utils_.datasets.cache.pixel_range import (
     AUTO,
     FULL,
@@ -87,10 +87,42 @@ def decode_alike(
     every = [path.read_bytes() for path in paths]
     pictures = [open_picture(data, edge=image_size, fit=fit) for data in every]
     ranges = [used_range(picture.values) for picture in pictures if picture.depth == DEEP]
-    common = pixel_range if pixel_range != AUTO or not ranges else range_text(common_range(ranges))
-    chosen = [common if picture.depth == DEEP else pixel_range for picture in pictures]
+    bounds = common_range(ranges) if ranges else None
+    chosen = [_range_of(picture, pixel_range, bounds) for picture in pictures]
     images = [to_rgb(picture, text) for picture, text in zip(pictures, chosen, strict=True)]
     return [np.asarray(_square(image, image_size, fit)) for image in images]
+
+
+def decode_file(
+    path: Path, *, image_size: int, fit: str, pixel_range: str, bounds: Bounds | None
+) -> tuple[np.ndarray, str]:
+    """Decode one file as the images of a training set were; see :func:`decode`.
+
+    Args:
+        path: the file, which may be absent.
+        image_size, fit, pixel_range: as in the training.
+        bounds: the range that ``auto`` measured there; None where no image was deep.
+
+    Returns:
+        (image_size, image_size, 3) uint8, and why it is black if it is no usable image, else "".
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as decode_chunk does
+            picture = open_picture(path.read_bytes(), edge=image_size, fit=fit)
+            text = _range_of(picture, pixel_range, bounds)
+            if picture.depth == DEEP and text == AUTO:
+                raise ValueError("more than 8 bits, as no training image; give --pixel-range")
+            return np.asarray(_square(to_rgb(picture, text), image_size, fit)), ""
+    except Exception as error:  # decoders raise nearly anything; all of it is reported
+        return np.zeros((image_size, image_size, 3), np.uint8), _reason(error)
+
+
+def _range_of(picture: Picture, pixel_range: str, bounds: Bounds | None) -> str:
+    """The range of one picture: ``auto`` is what was measured, but for one with a window."""
+    if bounds and pixel_range == AUTO and picture.depth == DEEP:
+        return range_text(bounds)
+    return pixel_range
 
 
 def square_array(pixels: np.ndarray, image_size: int) -> np.ndarray:
