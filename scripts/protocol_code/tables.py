@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scripts.protocol_code.rows import Row
-from utils_.statistics import Paired, average_ranks, holm, paired_difference
+from utils_.stats import Paired, average_ranks, holm, paired_difference
 
 BASELINE = "fedavg"
 SCORES = {"val_selected": "best on validation", "last5": "last five", "last": "last"}

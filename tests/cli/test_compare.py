@@ -25,7 +25,7 @@ from utils_ import side_by_side
 from utils_.errors import UserError
 from utils_.scenario import ScenarioSettings, build_scenario
 from utils_.scenario_tables import client_table
-from utils_.statistics import average_ranks, holm, paired_difference
+from utils_.stats import average_ranks, holm, paired_difference
 from utils_.truth import reference
 
 FILES = ROOT / "scripts" / "protocol"
