@@ -33,28 +33,32 @@ def _planned(options: argparse.Namespace) -> list[Planned]:
 
 def show(options: argparse.Namespace) -> int:
     """Print the commands, and how long they take."""
-    runs = _planned(options)
+    show_runs(_planned(options), jobs=options.jobs, measure=options.measure)
+    return DONE
+
+
+def show_runs(runs: Sequence[Planned], *, jobs: int, measure: bool) -> None:
+    """Print the commands of the runs that are not finished, and on stderr how long they take."""
     stale = {run.folder for run in of_other_images(runs)}
     for run in runs:
         if run.folder in stale:
-            say(f"of other images, would be done anew: {run.folder}")
+            say(f"of other images or of none that it notes, would be done anew: {run.folder}")
         elif run.finished:
             say(f"finished already: {run.folder}")
     open_runs = [run for run in runs if run.folder in stale or not run.finished]
     for run in open_runs:
         resume = run.folder if run.folder.exists() and run.folder not in stale else None
-        print(shlex.join(command_line(run.words, jobs=options.jobs, resume=resume)))
-    _tell_time(open_runs, options)
-    return DONE
+        print(shlex.join(command_line(run.words, jobs=jobs, resume=resume)))
+    _tell_time(open_runs, jobs=jobs, measure=measure)
 
 
-def _tell_time(runs: Sequence[Planned], options: argparse.Namespace) -> None:
+def _tell_time(runs: Sequence[Planned], *, jobs: int, measure: bool) -> None:
     """Say how long the runs take, and how that is known."""
     paces = finished_paces(runs)
     unknown = [run for run in runs if kind(run.config) not in paces]
-    if told := estimate(runs, paces, jobs=options.jobs):
+    if told := estimate(runs, paces, jobs=jobs):
         say(f"{told}, by the seconds of finished runs")
-    if unknown and not options.measure:
+    if unknown and not measure:
         kinds = len({kind(run.config) for run in unknown})
         say(
             f"no finished run tells how long {len(unknown)} runs take; --measure trains "
@@ -62,25 +66,37 @@ def _tell_time(runs: Sequence[Planned], options: argparse.Namespace) -> None:
         )
     elif unknown:
         sys.stdout.flush()
-        paces |= measured_paces(unknown, options.jobs, say=say)
-        told = estimate(runs, paces, jobs=options.jobs)
-        say(f"{told}, by four rounds of each kind, measured now" if told else "nothing is known")
+        paces = measured_paces(unknown, jobs, say=say)
+        told = estimate(unknown, paces, jobs=jobs)
+        say(f"{told}, by four rounds of each kind, measured now" if told else "none was measured")
 
 
 def work(options: argparse.Namespace) -> int:
     """Do the runs and print their table; return the exit code."""
     runs = _planned(options)
+    failed = train(runs, jobs=options.jobs)
+    _tabulate([run.folder for run in runs if run.finished])
+    return tell_failures(failed)
+
+
+def train(runs: Sequence[Planned], *, jobs: int) -> list[str]:
+    """Do those that are not finished; return what failed, with the reason."""
     for run in of_other_images(runs):
-        say(f"of other images, put away to {set_aside(run)}: {run.folder}")
+        say(f"of other images or of none that it notes, put away to {set_aside(run)}: {run.folder}")
     for run in runs:
         if run.finished:
             say(f"finished already: {run.folder}")
-    sweep = Sweep([run for run in runs if not run.finished], options.jobs)
+            run.log.unlink(missing_ok=True)  # of one that outlived a killed sweep
+    sweep = Sweep([run for run in runs if not run.finished], jobs)
     sweep.work()
-    _tabulate([run.folder for run in runs if run.finished])
-    for failure in sweep.failed:
+    return sweep.failed
+
+
+def tell_failures(failed: Sequence[str]) -> int:
+    """Name what failed; return the exit code."""
+    for failure in failed:
         say(f"FAILED: {failure}")
-    return FAILED if sweep.failed else DONE
+    return FAILED if failed else DONE
 
 
 def _tabulate(folders: Sequence[Path]) -> None:

@@ -124,6 +124,7 @@ class Sweep:
             return
         if run.finished:  # by that other process, meanwhile
             log.close()
+            run.log.unlink(missing_ok=True)
             display.end(run)
             return
         display.start(run)

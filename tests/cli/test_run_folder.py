@@ -14,9 +14,8 @@ import tiny
 import torch
 from PIL import Image
 
-from scripts.run_folders import plan
+from scripts.sweep_code.plan import Planned, of_other_images, plan, set_aside
 from src.config import OPTIONS, resolve
-from utils_.errors import UserError
 
 Change = Callable[[Path], object]
 
@@ -32,16 +31,16 @@ def options(data: Path, **settings: object) -> list[str]:
     return [*tiny.command(data, data.parent / "save", method="fedavg", **small)]
 
 
+def planned(data: Path, **settings: object) -> Planned:
+    """The run as a sweep would plan it."""
+    words = [w for w in options(data, **settings) if w != "--quiet"]
+    (run,) = plan([words])
+    return run
+
+
 def folder_of(data: Path, **settings: object) -> Path:
     """Where a sweep would look for the run."""
-    words = [
-        w
-        for w in options(data, **settings)
-        if not w.startswith(("--method", "--noise=", "--missing="))
-    ]
-    words = [w for w in words if w != "--quiet"]
-    (line,) = plan([["fedavg", "0", "0", "-"]], words)
-    return Path(line.split(maxsplit=4)[4])
+    return planned(data, **settings).folder
 
 
 def rewrite(name: str, change: Callable[[str], str]) -> Change:
@@ -317,8 +316,9 @@ def test_a_sweep_runs_anew_what_has_other_labels(data: Path, capfd: pytest.Captu
     assert not folder_of(data).exists()
     OTHER_LABELS["a training label"](data)
     assert folder_of(data) == folder
+    assert of_other_images([planned(data)]) == []
     repaint(data)
-    with pytest.raises(UserError, match="the images have changed since; move such folders away"):
-        folder_of(data)
-    folder.rename(data.parent / "moved")  # as advised
-    assert folder_of(data) == folder
+    (stale,) = of_other_images([planned(data)])
+    assert stale.folder == folder
+    assert set_aside(stale) == folder.parents[1] / "stale" / folder.name
+    assert not folder.exists() and of_other_images([planned(data)]) == []
