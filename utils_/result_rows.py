@@ -107,12 +107,14 @@ def is_notes(path: Path) -> bool:
 
 def _compared(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of compare.py as those of runs: its settings have names, its methods candidates."""
+    import pandas as pd
+
     names = rows["setting"] + "-" + rows["method"] + "-s" + rows["seed"].astype(str)
     frame = rows.drop(columns=["setting", "candidate", "options"]).assign(
         run=names,
         dataset=rows["setting"],
         finished=range(len(rows)),
     )
-    frame["config.param"] = [{"candidate": number} for number in rows["candidate"]]
+    frame["config.param"] = pd.Series([{"candidate": number} for number in rows["candidate"]])
     frame["config.data_seed"] = rows["seed"]
     return frame

@@ -33,7 +33,8 @@ def options(data: Path, **settings: object) -> list[str]:
 
 def planned(data: Path, **settings: object) -> Planned:
     """The run as a sweep would plan it."""
-    words = [w for w in options(data, **settings) if w != "--quiet"]
+    # Sites of groups.csv would have to be as many as there are clients.
+    words = [w for w in options(data, **{"split": "iid"} | settings) if w != "--quiet"]
     (run,) = plan([words])
     return run
 
