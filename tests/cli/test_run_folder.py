@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from PIL import Image
 
 from scripts.sweep_code.plan import Planned, of_other_images, plan, set_aside
@@ -304,6 +305,17 @@ def test_a_resume_takes_the_same_settings_again(data: Path, capfd: pytest.Captur
 
 
 # ---- sweeps
+
+
+@pytest.mark.parametrize("given", [{"dataset": "csv"}, {"dataset": "isic"}, {}, {"missing": 0}])
+def test_settings_read_back_are_the_same_run(given: dict[str, object]) -> None:
+    """Without --noise, a run on files could not be resumed: 0 came back as 0.0."""
+    config = resolve(given)
+    there = resolve(yaml.safe_load(config.to_yaml()))
+    assert there.canonical_hash() == config.canonical_hash()
+    assert repr(there) == repr(config)  # the key of the scenario is made from these, too
+    if "dataset" in given:
+        assert resolve(given | {"noise": 0}).canonical_hash() == config.canonical_hash()
 
 
 def test_a_sweep_runs_anew_what_has_other_labels(data: Path, capfd: pytest.CaptureFixture) -> None:
