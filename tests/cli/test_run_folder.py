@@ -307,7 +307,7 @@ def test_a_resume_takes_the_same_settings_again(data: Path, capfd: pytest.Captur
 # ---- sweeps
 
 
-@pytest.mark.parametrize("given", [{"dataset": "csv"}, {"dataset": "isic"}, {}, {"missing": 0}])
+@pytest.mark.parametrize("given", [{"dataset": "odir"}, {"dataset": "isic"}, {}, {"missing": 0}])
 def test_settings_read_back_are_the_same_run(given: dict[str, object]) -> None:
     """Without --noise, a run on files could not be resumed: 0 came back as 0.0."""
     config = resolve(given)
