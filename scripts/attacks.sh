@@ -12,8 +12,6 @@
 #   METHOD=fedavg                 the method
 #   NOISE MISSING                 one value each (default those of the data set)
 #   JOBS, DRY_RUN, PYTHON         as for scripts/sweep.sh
-#
-# No "set -e": a failed run must not end the grid.
 set -f
 unset CDPATH
 
@@ -22,33 +20,27 @@ if [ -z "$PYTHON" ]; then
     PYTHON=$root/.venv/bin/python
     [ -x "$PYTHON" ] || PYTHON=python3
 fi
-export PYTHON METHODS=${METHOD:-fedavg} SEEDS=${SEEDS:-1} NOISE=${NOISE:-} MISSING=${MISSING:-}
 attacks=${ATTACKS:-none nan sign_flip gaussian label_flip}
 aggregators=${AGGREGATORS:-mean uniform median trimmed krum multikrum geometric clip classwise mean+suppress}
 save=$root/save/attacks
 
-failed=""
-for attack in $attacks; do
-    for aggregator in $aggregators; do
-        options=(--preset quick --clients 8 --attackers 2 --save-dir "$save")
-        options+=(--attack "$attack" --aggregator "${aggregator%+suppress}")
-        [ "$aggregator" = "${aggregator%+suppress}" ] || options+=(--suppress-outliers)
-        if [ -n "$DRY_RUN" ]; then
-            bash "$root/scripts/sweep.sh" "${options[@]}" "$@" || exit
-            continue
-        fi
-        bash "$root/scripts/sweep.sh" "${options[@]}" "$@" >/dev/null
-        code=$?
-        case $code in
-        0) ;;
-        1) failed="$failed $attack/$aggregator" ;;
-        *) exit "$code" ;; # bad input or interrupted; sweep.sh has said which
-        esac
-    done
+pairs=""
+for aggregator in $aggregators; do
+    suppress=false
+    [ "$aggregator" = "${aggregator%+suppress}" ] || suppress=true
+    pairs="$pairs,${aggregator%+suppress}:$suppress"
 done
-[ -z "$DRY_RUN" ] || exit 0
+listed() { printf '%s' "$*" | tr ' ' ','; }
+grid=("attack=$(listed $attacks)" "aggregator,suppress_outliers=${pairs#,}")
+grid+=("method=${METHOD:-fedavg}" "seed=$(listed ${SEEDS:-1})")
+[ -z "$NOISE" ] || grid+=("noise=$NOISE")
+[ -z "$MISSING" ] || grid+=("missing=$MISSING")
+options=(--preset quick --clients 8 --attackers 2 --save-dir "$save" "$@")
+sweep=("$PYTHON" "$root/scripts/sweep.py" --jobs "${JOBS:-1}")
+
+[ -z "$DRY_RUN" ] || exec "${sweep[@]}" --dry-run --grid "${grid[@]}" -- "${options[@]}"
+"${sweep[@]}" --grid "${grid[@]}" -- "${options[@]}" >/dev/null
+code=$?
+[ "$code" -le 1 ] || exit "$code" # bad input or interrupted; sweep.py has said which
 "$PYTHON" "$root/scripts/attack_table.py" "$save/runs" || exit
-if [ -n "$failed" ]; then
-    printf 'attacks: FAILED:%s\n' "$failed" >&2
-    exit 1
-fi
+exit "$code"

@@ -276,6 +276,8 @@ class Config:
         kept = {f.name: getattr(self, f.name) for f in fields(self) if self._counts(f)}
         if kept["data_dir"]:
             kept["data_dir"] = str(Path(kept["data_dir"]).resolve())
+        if kept["noise"] == 0:
+            kept["noise"] = 0  # as earlier versions had it where none was given
         if inputs:
             kept["inputs"] = dict(inputs)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
@@ -330,7 +332,7 @@ def resolve(given: dict[str, Any]) -> Config:
     flawed = 0.4 if config.dataset == "synthetic" else 0
     config = replace(
         config,
-        noise=flawed if config.noise is None else config.noise,
+        noise=float(flawed) if config.noise is None else config.noise,
         missing=flawed if config.missing is None else config.missing,
         split="file" if config.split_file and config.split == "iid" else config.split,
     )

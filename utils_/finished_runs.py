@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ def collect(runs: Path | Iterable[Path]) -> pd.DataFrame:
         - ``run``, its folder, and ``finished``, the time of its ``result.json``;
         - the plain entries of ``result.json``, and its nested ones as ``last5.mAP`` or
           ``labels.noise_recall``;
+        - ``per_class``: {class: {metric: number, "trained": whether any site annotates it}};
         - the settings as ``config.<name>``, and ``hardware``.
 
         ``attrs["skipped"]`` lists the folders left out, each as text with the reason.
@@ -91,7 +93,36 @@ def _read_run(folder: Path) -> dict[str, Any]:
     for part in (*SELECTIONS, "labels"):
         line |= {f"{part}.{name}": value for name, value in _numbers(part, result).items()}
     line |= {f"config.{name}": value for name, value in config.items()}
+    line["per_class"] = _classes(result, folder / "clients.csv")
     return line | {"hardware": _hardware(folder / "env.json")}
+
+
+def _classes(result: Mapping[str, Any], clients: Path) -> dict[str, dict[str, Any]]:
+    """Scores of the classes, without their intervals, and which of them a site annotates."""
+    table = result.get("per_class")
+    if not isinstance(table, dict):
+        return {}
+    sites = _annotated(clients)
+    # The sites of a bound train on true labels of all classes.
+    every = sites is None or result["bound"]
+    found = {}
+    for name, own in table.items():
+        numbers = {n: own[n] for n in own if n not in ("intervals", "few", "evaluated")}
+        rounded = {n: round(v, 6) if isinstance(v, float) else v for n, v in numbers.items()}
+        trained = every or any(f";{name};" in classes for classes in sites or ())
+        found[name] = rounded | {"trained": trained}
+    return found
+
+
+def _annotated(clients: Path) -> list[str] | None:
+    """The classes that each site annotates, as ``;a;b;``; None if the file does not say."""
+    if not clients.exists():
+        return None
+    with clients.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "annotated" not in rows[0]:
+        return None
+    return [f";{row['annotated']};" for row in rows]
 
 
 def _table(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 # Where something lay on one machine belongs into no table.
 PLACES = ("data_dir", "cache_dir", "save_dir", "name", "split_file")
 DIGITS = 6
+COMPARED = ("method", "candidate", "setting", "seed", "options")  # of scripts/compare.py
 
 
 def read_rows(places: Sequence[Path]) -> pd.DataFrame:
     """One line a run, as :func:`utils_.finished_runs.collect`, from run folders and CSV files.
 
     Raises:
-        UserError: a place does not exist, or a file is none that :func:`write_rows` has written.
+        UserError: a place does not exist, or a file is none that :func:`write_rows` or
+            scripts/compare.py has written.
     """
     import pandas as pd
 
@@ -58,19 +60,61 @@ def write_rows(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _read_file(path: Path) -> pd.DataFrame:
+    frame = read_cells(path)
+    if set(COMPARED) <= set(frame):
+        return _compared(frame)
+    if {"aggregator", "attack", "selection"} <= set(frame):
+        raise UserError(
+            f"{path}: rows of attacks; python scripts/attack_table.py {path} shows them"
+        )
+    absent = [name for name in (*REQUIRED, "run", "last.mAP") if name not in frame]
+    if absent:
+        raise UserError(f"{path}: lacks {', '.join(absent)}; give a file of --csv")
+    try:
+        for name in {"config.param", "per_class"} & set(frame):
+            frame[name] = [json.loads(text) for text in frame[name]]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: {name} is no JSON; give what --csv has written") from error
+    return frame
+
+
+def read_cells(path: Path, *, as_text: bool = False) -> pd.DataFrame:
+    """The cells of a CSV file, as numbers where they are, or as they are written.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     import pandas as pd
 
     try:
         # Only a blank is missing: there is an attack called "nan".
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        absent = [name for name in (*REQUIRED, "run", "last.mAP") if name not in frame]
-        if not absent and "config.param" in frame:
-            frame["config.param"] = [json.loads(text) for text in frame["config.param"]]
-    except (OSError, ValueError, TypeError) as error:
+        kind = str if as_text else None
+        return pd.read_csv(path, dtype=kind, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: cannot be read ({reason}); give what --csv has written"
         ) from error
-    if absent:
-        raise UserError(f"{path}: lacks {', '.join(absent)}; give a file of --csv")
+
+
+def is_notes(path: Path) -> bool:
+    """Whether this is a CSV file of methods that holds no rows of runs, such as notes on tuning."""
+    if path.suffix != ".csv" or not path.is_file():
+        return False
+    names = set(read_cells(path))
+    return "method" in names and not {"run", *REQUIRED} <= names and not set(COMPARED) <= names
+
+
+def _compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of compare.py as those of runs: its settings have names, its methods candidates."""
+    import pandas as pd
+
+    names = rows["setting"] + "-" + rows["method"] + "-s" + rows["seed"].astype(str)
+    frame = rows.drop(columns=["setting", "candidate", "options"]).assign(
+        run=names,
+        dataset=rows["setting"],
+        finished=range(len(rows)),
+    )
+    frame["config.param"] = pd.Series([{"candidate": number} for number in rows["candidate"]])
+    frame["config.data_seed"] = rows["seed"]
     return frame

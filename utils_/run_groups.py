@@ -13,7 +13,7 @@ from utils_.finished_runs import SELECTIONS
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINE = "fedavg"
+BASELINE, CLEAN = "fedavg", "clean"
 # Options that do not part one setting from another.
 APART = {"dataset", "noise", "noise_type", "missing", "missing_type"}  # in its name anyway
 APART |= {"assume_negative"}  # in its name where it is on
@@ -81,7 +81,9 @@ def _flaws(run: Mapping[str, Any]) -> list[str]:
     """Return e.g. ``noise 0.4 (paper)`` and ``missing 0.5 (classes)``; only what acts."""
     found = []
     for name in ("noise", "missing"):
-        rate, kind = run.get(f"config.{name}", 0), run.get(f"config.{name}_type", "")
+        rate, kind = run.get(f"config.{name}", np.nan), run.get(f"config.{name}_type", "")
+        if np.isnan(rate):  # rows of compare.py, whose settings have names
+            continue
         notes = [kind] if rate else []
         if name == "missing" and run.get("config.assume_negative") is True:
             notes.append("negatives assumed")
@@ -145,21 +147,26 @@ def _row_rank(run: Mapping[str, Any]) -> tuple[bool, bool, bool, str]:
 def selected_values(runs: pd.DataFrame, selection: str, metric: str) -> np.ndarray:
     """(n,) a metric of each run under a rule of selection; NaN where none has it."""
     name = f"{selection}.{metric}"
+    name = name if name in runs else metric  # what no rule selects: seconds, labels.noise_recall
     return runs[name].to_numpy(dtype=float) if name in runs else np.full(len(runs), np.nan)
 
 
-def gap_shares(group: pd.DataFrame, runs: pd.DataFrame, selection: str) -> np.ndarray:
-    """(n,) share of the gap between FedAvg and clean labels in mAP that each run closes.
+def gap_shares(
+    group: pd.DataFrame, runs: pd.DataFrame, selection: str, *, metric: str = "mAP"
+) -> np.ndarray:
+    """(n,) share of the gap between FedAvg and clean labels in a metric that each run closes.
 
     Runs are matched by their seeds. Those are left out whose setting lacks a bound of that seed, or
     where clean labels are not better than FedAvg.
     """
 
     def by_replicate(part: pd.DataFrame) -> dict[str, float]:
-        return dict(zip(part["replicate"], selected_values(part, selection, "mAP"), strict=True))
+        return dict(zip(part["replicate"], selected_values(part, selection, metric), strict=True))
 
     low = by_replicate(group[group["label"] == BASELINE])
-    high = by_replicate(group[group["bound"].astype(bool)])
+    bounds = group[group["bound"].astype(bool)]
+    clean = bounds[bounds["method"] == CLEAN]  # where there are other bounds beside it
+    high = by_replicate(bounds if clean.empty else clean)
     own = by_replicate(runs)
     shares = [
         (own[key] - low[key]) / (high[key] - low[key])

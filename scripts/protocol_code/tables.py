@@ -9,7 +9,8 @@ import numpy as np
 
 from scripts.protocol_code.rows import Row
 from utils_.markdown import aligned
-from utils_.stats import Paired, average_ranks, holm, paired_difference
+from utils_.rank_table import rank_rows
+from utils_.stats import Paired, holm, paired_difference
 
 BASELINE = "fedavg"
 SCORES = {"val_selected": "best on validation", "last5": "last five", "last": "last"}
@@ -101,15 +102,8 @@ def _ranks(rows: Sequence[Row], methods: Sequence[str], selection: str) -> str:
         if row["method"] in methods and row.get(f"{selection}.mAP"):
             block = blocks.setdefault((row["setting"], int(row["seed"])), {})
             block[row["method"]] = float(row[f"{selection}.mAP"])
-    complete = [m for m in methods if blocks and all(m in block for block in blocks.values())]
-    if not complete:
-        return "No method has run on all settings and seeds."
-    table = np.array([[block[method] for method in complete] for block in blocks.values()])
-    ranked = sorted(zip(average_ranks(table), complete, strict=True))
-    lines = [["method", "average rank"], *([method, f"{rank:.2f}"] for rank, method in ranked)]
-    absent = sorted({m for block in blocks.values() for m in block} - set(complete))
-    note = f"\n\nWithout a rank, since runs are absent: {', '.join(absent)}." if absent else ""
-    return f"{aligned(lines)}\n\nOver {len(blocks)} pairs of setting and seed; 1 is best.{note}"
+    lines, note = rank_rows(blocks, methods)
+    return f"{aligned(lines)}\n\n{note}" if len(lines) > 1 else note
 
 
 def _caption(rows: Sequence[Row], selection: str) -> str:

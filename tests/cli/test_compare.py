@@ -21,6 +21,7 @@ from scripts import compare
 from scripts.protocol_code import data, pool, rows
 from scripts.protocol_code.plan import Protocol, read_protocol
 from scripts.protocol_code.tables import show
+from utils_ import side_by_side
 from utils_.errors import UserError
 from utils_.scenario import ScenarioSettings, build_scenario
 from utils_.scenario_tables import client_table
@@ -249,8 +250,8 @@ def test_an_interruption_ends_the_runs(tmp_path: Path, monkeypatch: pytest.Monke
         if len(waits) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool.subprocess, "Popen", start)
-    monkeypatch.setattr(pool.time, "sleep", press_once)
+    monkeypatch.setattr(side_by_side.subprocess, "Popen", start)
+    monkeypatch.setattr(side_by_side.time, "sleep", press_once)
     assert step("tune", tmp_path, "--methods", "fedavg") == 130
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)

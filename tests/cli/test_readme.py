@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny import ROOT, SHARED
 
-from scripts import compare
+from scripts import compare, sweep
 from src.aggregation import AGGREGATORS
 from src.methods import method_names
 from src.supervision import LOSSES
@@ -57,14 +57,8 @@ DRY = [line for line in MAIN if not re.search("--resume|--list|--dry-run|--datas
 
 def test_every_command_is_covered() -> None:
     kinds = ("main_fednml.py", "quickstart.sh", "test.sh", "sweep.sh", "table.py", "tensorboard")
-    kinds += (
-        "benchmark.py",
-        "attacks.sh",
-        "attack_table.py",
-        "check_data.py",
-        "compare.py",
-        "report.py",
-    )
+    kinds += ("benchmark.py", "attacks.sh", "attack_table.py", "check_data.py", "compare.py")
+    kinds += ("sweep.py", "reproduce_mured.sh", "report.py")
     unknown = [line for line in README + RESULTS if not any(kind in line for kind in kinds)]
     assert not unknown
     assert len(DRY) >= 3
@@ -191,6 +185,23 @@ def test_the_rivals_are_what_their_rows_show(
     lines = [line for line in tables.splitlines() if line.startswith("|")]
     assert len(lines) == 2 * (2 + 20)
     assert all(line in page for line in lines)
+
+
+def test_the_sweep_of_words_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = [line for line in README if "sweep.py" in line]
+    assert sweep.main(shlex.split(line)[2:]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("main_fednml.py") == 3 + 2 * 3  # FedAvg has no margin
+    assert "--measure" in told.err
+
+
+def test_the_published_table_is_planned(tmp_path: Path) -> None:
+    (line,) = [line for line in README if "reproduce_" in line]
+    words = [str(ROOT / word) if "/" in word else word for word in shlex.split(line)[1:]]
+    settings = {"SMOKE": "1", "DRY_RUN": "1", "PYTHON": sys.executable}
+    done = run([*words, "--save-dir", str(tmp_path)], tmp_path, **settings)
+    assert done.returncode == 0, done.stderr
+    assert line.startswith("SMOKE=1 ") and done.stdout.count("--dataset synthetic") == 6
 
 
 def test_scripts_parse(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from PIL import Image
 
-from scripts.run_folders import plan
+from scripts.sweep_code.plan import Planned, of_other_images, plan, set_aside
 from src.config import OPTIONS, resolve
-from utils_.errors import UserError
 
 Change = Callable[[Path], object]
 
@@ -32,16 +32,17 @@ def options(data: Path, **settings: object) -> list[str]:
     return [*tiny.command(data, data.parent / "save", method="fedavg", **small)]
 
 
+def planned(data: Path, **settings: object) -> Planned:
+    """The run as a sweep would plan it."""
+    # Sites of groups.csv would have to be as many as there are clients.
+    words = [w for w in options(data, **{"split": "iid"} | settings) if w != "--quiet"]
+    (run,) = plan([words])
+    return run
+
+
 def folder_of(data: Path, **settings: object) -> Path:
     """Where a sweep would look for the run."""
-    words = [
-        w
-        for w in options(data, **settings)
-        if not w.startswith(("--method", "--noise=", "--missing="))
-    ]
-    words = [w for w in words if w != "--quiet"]
-    (line,) = plan([["fedavg", "0", "0", "-"]], words)
-    return Path(line.split(maxsplit=4)[4])
+    return planned(data, **settings).folder
 
 
 def rewrite(name: str, change: Callable[[str], str]) -> Change:
@@ -306,6 +307,17 @@ def test_a_resume_takes_the_same_settings_again(data: Path, capfd: pytest.Captur
 # ---- sweeps
 
 
+@pytest.mark.parametrize("given", [{"dataset": "odir"}, {"dataset": "isic"}, {}, {"missing": 0}])
+def test_settings_read_back_are_the_same_run(given: dict[str, object]) -> None:
+    """Without --noise, a run on files could not be resumed: 0 came back as 0.0."""
+    config = resolve(given)
+    there = resolve(yaml.safe_load(config.to_yaml()))
+    assert there.canonical_hash() == config.canonical_hash()
+    assert repr(there) == repr(config)  # the key of the scenario is made from these, too
+    if "dataset" in given:
+        assert resolve(given | {"noise": 0}).canonical_hash() == config.canonical_hash()
+
+
 def test_a_sweep_runs_anew_what_has_other_labels(data: Path, capfd: pytest.CaptureFixture) -> None:
     assert f"runs/{folder_of(data).name}\n" in main([*options(data), "--dry-run"], capfd)[1]
     assert main(options(data), capfd)[0] == 0
@@ -317,8 +329,9 @@ def test_a_sweep_runs_anew_what_has_other_labels(data: Path, capfd: pytest.Captu
     assert not folder_of(data).exists()
     OTHER_LABELS["a training label"](data)
     assert folder_of(data) == folder
+    assert of_other_images([planned(data)]) == []
     repaint(data)
-    with pytest.raises(UserError, match="the images have changed since; move such folders away"):
-        folder_of(data)
-    folder.rename(data.parent / "moved")  # as advised
-    assert folder_of(data) == folder
+    (stale,) = of_other_images([planned(data)])
+    assert stale.folder == folder
+    assert set_aside(stale) == folder.parents[1] / "stale" / folder.name
+    assert not folder.exists() and of_other_images([planned(data)]) == []

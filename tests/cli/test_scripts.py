@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
-from scripts.run_folders import plan
+from scripts.sweep_code.grid import Grid, add_words, command_words
+from scripts.sweep_code.plan import Planned, plan
 from src.command_line import PRESETS, read_preset
 from src.config import resolve
 from utils_.datasets import DATASETS
@@ -39,6 +41,13 @@ def sweep(save_dir: Path, *arguments: str, **variables: str) -> subprocess.Compl
     variables = {"PYTHON": sys.executable} | GRID | variables
     place = ["--save-dir", str(save_dir)]
     return bash(ROOT / "scripts/sweep.sh", *TINY.split(), *place, *arguments, **variables)
+
+
+def planned(grid: str, options: str) -> list[Planned]:
+    """The runs of a grid given in words."""
+    found = Grid()
+    add_words(found, grid.split())
+    return plan(command_words(found, shlex.split(options)))
 
 
 def runs(save_dir: Path) -> list[Path]:
@@ -96,8 +105,9 @@ def test_unfinished_is_resumed_and_failed_does_not_end_the_sweep(swept, tmp_path
     for name in ("DONE", "result.json"):
         (unfinished / name).unlink()
     model = (unfinished / "model.safetensors").read_bytes()
-    (line,) = plan([["clean", "0.5", "2", "3"]], [*TINY.split(), "--save-dir", str(save_dir)])
-    broken = Path(line.split(maxsplit=4)[4])
+    grid = "method=clean noise=0.5 missing=2 seed=3"
+    (clean,) = planned(grid, f"{TINY} --save-dir {shlex.quote(str(save_dir))}")
+    broken = clean.folder
     broken.mkdir()
     (broken / "config.yaml").write_text("rounds: none\n")
 
@@ -118,6 +128,7 @@ def test_dry_run_prints_commands_that_can_be_pasted(swept, tmp_path):
     (line,) = done.stdout.splitlines()
     assert done.returncode == 0 and "--method fedavg --noise 0 --missing 2 --seed 3" in line
     assert done.stderr.count("finished already") == 1  # .5 and 0.5 are one run
+    assert "1 runs take about" in done.stderr and "by the seconds of finished runs" in done.stderr
     assert len(runs(save_dir)) == 2
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True)
     assert words.stdout.splitlines()[:2] == [sys.executable, str(ROOT / "src/main_fednml.py")]
@@ -125,43 +136,53 @@ def test_dry_run_prints_commands_that_can_be_pasted(swept, tmp_path):
 
 
 def test_every_value_of_the_grid_gives_a_run():
-    grid = [
-        [method, noise, missing, seed]
-        for seed in "12"
-        for noise in ("0.2", "0.4")
-        for missing in ("0", "0.5")
+    grid = "method=fedavg,clean noise=0.2,0.4 missing=0,0.5 seed=1,2"
+    found = planned(grid, TINY)
+    told = [(c.method, c.noise, c.missing, c.seed) for c in (run.config for run in found)]
+    assert told == [
+        (method, noise, missing, seed)
+        for seed in (1, 2)
+        for noise in (0.2, 0.4)
+        for missing in (0, 0.5)
         for method in ("fedavg", "clean")
     ]
-    lines = plan(grid, TINY.split())
-    assert [line.split(" ", 4)[:4] for line in lines] == grid
-    assert len({line.split(" ", 4)[4] for line in lines}) == 16
-    assert plan([["clean", "-", "-", "-"]] * 2, [])[0].startswith("clean - - - ")
-    assert plan(grid, [*TINY.split(), "--lr", "0.01"]) != lines  # other settings, other folders
+    assert len({run.folder for run in found}) == 16
+    others = planned(grid, f"{TINY} --lr 0.01")
+    assert not {run.folder for run in found} & {run.folder for run in others}
 
 
 @pytest.mark.parametrize(
-    ("options", "run", "complaint"),
+    ("grid", "options", "complaint"),
     [
-        ("", "fednlm - - -", "did you mean 'fednml'?"),
-        ("", "fednml 1.5 - -", "--noise 1.5: out of range"),
-        ("--round 3", "fednml - - -", "did you mean '--rounds'?"),
-        ("--seed=3", "fednml - - -", 'give SEEDS="..."'),
-        ("--method clean", "fednml - - -", 'give METHODS="..."'),
-        ("--name x", "fednml - - -", "no place in a sweep"),
+        ("method=fedavg,fednlm", "", "did you mean 'fednml'?"),
+        ("method=fedavg noise=0,1.5", "", "--noise 1.5: out of range"),
+        ("method=fedavg", "--round 3", "did you mean '--rounds'?"),
+        ("seed=1,2", "--seed=3", 'give all its values there (SEEDS="..." of sweep.sh)'),
+        ("method=fednml", "--method clean", 'METHODS="..." of sweep.sh'),
+        ("lr=0.1,0.2", "--lr 1", "--lr: is in the grid; give all its values there"),
+        ("seed=1", "--name x", "no place in a sweep"),
+        ("name=x", "", "no place in a sweep"),
+        ("sed=1,2", "", "--grid sed=1,2: unknown setting; did you mean 'seed'?"),
+        ("seed", "", "--grid seed: give NAME=VALUE,VALUE"),
+        ("seed=", "", "the grid is empty"),
+        ("noise,missing=0.2:2,0.4", "", "2 names and 1 values"),
+        ("seed=1 seed,noise=1:0.2", "", "seed is in the grid already"),
+        ("param.margn=0,1", "", "no method of this sweep has such a parameter; did you mean"),
+        ("method=fedavg param.margin=0", "", "they have none"),
     ],
 )
-def test_grid_is_refused(options, run, complaint):
+def test_grid_is_refused(grid, options, complaint):
     with pytest.raises(UserError) as caught:
-        plan([["fedavg", "-", "-", "-"], run.split()], options.split())
-    assert complaint in str(caught.value)
+        planned(grid, options)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("variables", "complaint"),
     [
         ({"METHODS": "fedavg fednlm"}, "did you mean 'fednml'?"),
-        ({"JOBS": "two"}, "JOBS=two"),
-        ({"JOBS": "0"}, "JOBS=0"),
+        ({"JOBS": "two"}, "--jobs two"),
+        ({"JOBS": "0"}, "--jobs 0"),
         ({"METHODS": " "}, "the grid is empty"),
     ],
 )
