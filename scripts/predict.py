@@ -35,8 +35,9 @@ KINDS, DEVICES = ("onnx", "torchscript"), ("auto", "cpu", "cuda")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict; return the exit code."""
-    logging.basicConfig(format="predict: %(message)s")
-    logging.getLogger("fednml").setLevel(logging.INFO)  # and of the libraries warnings alone
+    handler = logging.StreamHandler()
+    handler.addFilter(logging.Filter("fednml"))  # torch tells of its caches at the end
+    logging.basicConfig(format="predict: %(message)s", level=logging.INFO, handlers=[handler])
     try:
         return run(parse(arguments))
     except UserError as error:
