@@ -73,6 +73,15 @@ def head(records: RecordDict) -> ConfigRecord:
     return found
 
 
+def extras(records: RecordDict) -> Arrays:
+    """The arrays beside the model.
+
+    Raises:
+        BadRecord: there are none, or they are not what they claim.
+    """
+    return unpack(_record(records, EXTRAS, ArrayRecord))
+
+
 def pack(arrays: Arrays) -> ArrayRecord:
     """Arrays by name as a record."""
     return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
@@ -95,7 +104,7 @@ def _arrays_in(records: RecordDict) -> tuple[Tensor, Arrays]:
     models = unpack(_record(records, MODEL, ArrayRecord))
     if [*models] != [MODEL] or models[MODEL].dtype != np.float32 or models[MODEL].ndim != 1:
         raise BadRecord("its model is no vector of float32")
-    return torch.from_numpy(models[MODEL]), unpack(_record(records, EXTRAS, ArrayRecord))
+    return torch.from_numpy(models[MODEL]), extras(records)
 
 
 def _numbers(name: str, array: Array) -> np.ndarray:
