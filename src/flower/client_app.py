@@ -7,7 +7,7 @@ words that name no file, image or label; the site's own log has the rest.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from src.flower.own_data import SiteFault, count_site
+from src.flower.own_log import show_log
 from src.flower.records import EXTRAS, HEAD, BadRecord, from_report, head, pack, to_broadcast
 from src.flower.site import Material, Node, material
 from src.flower.site_state import SiteState
@@ -31,22 +32,25 @@ def answering(act: Answer) -> Callable[[Message, Context], Message]:
     """Make a reply of what ``act`` gives, or of why it fails."""
 
     def reply(message: Message, context: Context) -> Message:
+        show_log()
         try:
             records = act(message, Node.read(context.node_config))
         except Exception as error:
             logger.error("%s", error, exc_info=not isinstance(error, UserError))
-            simulated = "partition-id" in context.node_config
-            records = RecordDict({HEAD: ConfigRecord({FAULT: _told(error, simulated)})})
+            told = _told(error, context.node_config)
+            records = RecordDict({HEAD: ConfigRecord({FAULT: told})})
         return Message(records, reply_to=message)
 
     return reply
 
 
-def _told(error: Exception, simulated: bool) -> str:
-    if simulated or isinstance(error, SiteFault | BadRecord):
-        kind = "" if isinstance(error, UserError | BadRecord) else f"{type(error).__name__}: "
-        return f"{kind}{error}"
-    return "it cannot take part; its own log says why"
+def _told(error: Exception, config: Mapping[str, Any]) -> str:
+    if "partition-id" in config:
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    site = f"site {config.get('site', 'without a name')}"
+    if isinstance(error, SiteFault | BadRecord):
+        return f"{site}: {error}"
+    return f"{site} cannot take part; its own log says why"
 
 
 @app.query("join")
@@ -54,7 +58,8 @@ def _told(error: Exception, simulated: bool) -> str:
 def join_run(message: Message, node: Node) -> RecordDict:
     """Say who this is; a hospital also tells counts of its labels and sums of its pixels."""
     if node.partition is not None:
-        return RecordDict({HEAD: ConfigRecord({"partition": node.partition})})
+        told = {"partition": node.partition, "partitions": node.partitions}
+        return RecordDict({HEAD: ConfigRecord(told)})
     found = _material(message, node)
     rows = torch.arange(len(found.dataset.labels)).numpy()
     pixels = channel_sums(found.dataset.images, rows).numpy()

@@ -21,7 +21,6 @@ from src.flower.records import BadRecord, from_broadcast, head, to_report
 from src.flower.sites import INTRODUCE, TRAIN_ROUND, Sites, SitesGone, merged_sums
 from src.job import Engine, data_options
 from src.messages import NO_MODEL, Broadcast, Report
-from src.methods import method_class
 from src.models import FlatModel, Predictor
 from src.server import Server
 from src.simulation import Simulation
@@ -201,12 +200,7 @@ class SimulatedEngine(Engine):
     def build(
         self, config: Config, dataset: ImageDataset, scenario: Scenario, model: FlatModel
     ) -> Federation:
-        kind = method_class(config.method)
-        if kind.true_labels or not kind.exchange:
-            raise UserError(
-                f"--method {config.method}: a bound has no federation; run it with "
-                "python src/main_fednml.py"
-            )
+        """The rounds, whose sites are told the settings as they are now."""
         self.sites.tell(config, dataset.classes if self.sites.tables else ())
         return Federation(config, dataset, scenario, model, sites=self.sites, token=self.token)
 
@@ -214,7 +208,7 @@ class SimulatedEngine(Engine):
         write_json(folder / NOTES, {"token": self.token, "sites": self.notes()})
 
     def resumed(self, folder: Path) -> None:
-        self.token = read_notes(folder)["token"]
+        self.token, _ = read_notes(folder)
 
     def notes(self) -> list[dict[str, object]]:
         """What hospitals told."""
@@ -243,8 +237,8 @@ def held_out(config: Config, *, quiet: bool, labels_only: bool) -> ImageDataset:
     return held_out_part(load_held_out(Path(config.data_dir), options))
 
 
-def read_notes(folder: Path) -> dict[str, object]:
-    """What is needed beside the checkpoint to go on.
+def read_notes(folder: Path) -> tuple[str, list[SiteTable]]:
+    """What is needed beside the checkpoint to go on: the run's token and its hospitals.
 
     Raises:
         UserError: the run was none on Flower, or the file is damaged.
@@ -252,7 +246,7 @@ def read_notes(folder: Path) -> dict[str, object]:
     path = folder / NOTES
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))
-        return {"token": notes["token"], "sites": [SiteTable.from_json(t) for t in notes["sites"]]}
+        return str(notes["token"]), [SiteTable.from_json(table) for table in notes["sites"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: absent or damaged, so the sites cannot be found again; was the run begun "

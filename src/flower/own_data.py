@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from src.config import Config
-from src.methods import method_class
 from src.option import flag
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL, ImageDataset
 from utils_.errors import UserError, some
@@ -68,8 +67,9 @@ class SiteTable:
     @classmethod
     def from_json(cls, table: dict[str, Any]) -> SiteTable:
         """What :meth:`as_json` gave."""
-        counts = (np.array(table[name], np.int64) for name in ("positives", "annotated"))
-        return cls(table["name"], table["images"], *counts, np.array(table["pixels"], np.float64))
+        positives, annotated = (np.array(table[name]) for name in ("positives", "annotated"))
+        pixels = np.array(table["pixels"], np.float64)
+        return cls(table["name"], table["images"], positives, annotated, pixels)
 
 
 def refuse_simulated(settings: dict[str, Any], config: Config, *, clients: int) -> dict[str, Any]:
@@ -78,7 +78,6 @@ def refuse_simulated(settings: dict[str, Any], config: Config, *, clients: int) 
     Raises:
         UserError: a setting that simulates something, or that needs what only a simulation has.
     """
-    kind = method_class(config.method)
     made = {
         "noise": config.noise and "noise" in settings,
         "missing": config.missing and "missing" in settings,
@@ -87,7 +86,6 @@ def refuse_simulated(settings: dict[str, Any], config: Config, *, clients: int) 
         "split_file": config.split_file,
         "min_positives": config.min_positives,
         "split": config.split not in ("iid", "site"),
-        "method": kind.true_labels or not kind.exchange,
     }
     for name, asked in made.items():
         if asked:

@@ -13,8 +13,10 @@ from src import job
 from src.config import Config, resolve
 from src.flower.federation import HospitalEngine, SimulatedEngine, read_notes
 from src.flower.own_data import refuse_simulated
+from src.flower.own_log import show_log
 from src.flower.run_config import read_run_config
 from src.flower.sites import Sites
+from src.methods import method_class
 from src.run_folder import settings_of
 from utils_.datasets.base import TEST, TRAIN
 from utils_.datasets.csv_layout import load_held_out
@@ -25,14 +27,14 @@ logger = logging.getLogger("fednml")
 
 
 @app.main()
-def serve(grid: Grid, context: Context) -> None:
+def serve_grid(grid: Grid, context: Context) -> None:
     """Run the federation and log its final table.
 
     Raises:
         UserError: what the command line would say.
         RunFailed, Interrupted: the run can be resumed.
     """
-    logging.basicConfig(format="fednml: %(message)s", level=logging.INFO)
+    show_log()
     logger.info("%s", run_federation(grid, context.run_config))
 
 
@@ -41,10 +43,9 @@ def run_federation(grid: Grid, run_config: Any) -> str:
     settings, commands, patience = read_run_config(run_config)
     folder = Path(commands["resume"]) if "resume" in commands else None
     there = settings_of(folder) if folder else {}
-    known = read_notes(folder)["sites"] if folder else []
+    known = read_notes(folder)[1] if folder else []
     config = resolve(there | settings)
-    if config.checkpoint_every != 1:
-        raise UserError("--checkpoint-every: every round is kept on Flower; leave it out")
+    _refuse(config)
     sites = Sites(grid, config, patience)
     sites.tell(config, _classes(config))
     sites.gather(known)
@@ -67,3 +68,15 @@ def _classes(config: Config) -> tuple[str, ...]:
     needed = TEST if (folder / "test_data.csv").exists() else TRAIN
     options = job.data_options(config, quiet=True, labels_only=True)
     return load_held_out(folder, options, needed=needed).classes
+
+
+def _refuse(config: Config) -> None:
+    """What has no meaning here."""
+    if config.checkpoint_every != 1:
+        raise UserError("--checkpoint-every: every round is kept on Flower; leave it out")
+    kind = method_class(config.method)
+    if kind.true_labels or not kind.exchange:
+        raise UserError(
+            f"--method {config.method}: a bound has no federation; run it with "
+            "python src/main_fednml.py"
+        )

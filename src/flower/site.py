@@ -20,7 +20,7 @@ import torch
 from src.attacks import Attack
 from src.client import Client
 from src.config import Config, resolve
-from src.flower.own_data import SiteFault, own_labels
+from src.flower.own_data import own_labels
 from src.job import load_dataset
 from src.methods import method_class
 from src.methods.base import Method, parse_params
@@ -43,7 +43,7 @@ class Node:
 
     Attributes:
         partition: its number in a simulation, None at a hospital.
-        partitions: how many there are; 0 at a hospital.
+        partitions: how many there are, -1 if nobody said.
         site: the hospital's name.
         settings: settings of a run that the node decides for itself.
         state: where the site's state is kept, None for a place beside the data.
@@ -71,13 +71,13 @@ class Node:
         state = Path(str(told["state_dir"])) if "state_dir" in told else None
         if "partition_id" in told:
             number = int(told["partition_id"])
-            return cls(number, int(told.get("num_partitions", 0)), "", settings, state)
+            return cls(number, int(told.get("num_partitions", -1)), "", settings, state)
         if not told.get("site") or "data_dir" not in told:
             raise UserError(
                 "--node-config: give this hospital's name and folder, such as "
                 '\'site="north" data-dir="/data"\''
             )
-        return cls(None, 0, str(told["site"]), settings, state)
+        return cls(None, -1, str(told["site"]), settings, state)
 
     @property
     def name(self) -> str:
@@ -195,10 +195,4 @@ def site_config(told: Mapping[str, Any], node: Node) -> Config:
         own |= dict.fromkeys(("cache_dir", "split_file"))
         own |= {"ignore_columns": None, "label_format": "auto", "uncertain": None, "combine": None}
         own |= {"skip_bad_images": False, "allow_duplicates": False, "save_dir": "save"}
-    config = resolve(dict(told) | own | dict(node.settings))
-    if node.partition is not None and node.partitions not in (0, config.clients):
-        raise SiteFault(
-            f"there are {node.partitions} partitions and --clients {config.clients}; make "
-            "them equal"
-        )
-    return config
+    return resolve(dict(told) | own | dict(node.settings))

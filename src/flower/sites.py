@@ -22,7 +22,7 @@ from utils_.site_names import SiteNames
 
 JOIN, INTRODUCE, TRAIN_ROUND = "query.join", "query.introduce", "train"
 FAULT = "fault"  # in the head of an answer: why there is none
-POLL_SECONDS, LOOK_SECONDS = 0.2, 3.0
+POLL_SECONDS, LOOK_SECONDS = 0.2, 2.0
 logger = logging.getLogger("fednml")
 
 
@@ -134,8 +134,12 @@ class Sites:
         told = head(answer)
         number, name = told.get("partition"), told.get("site")
         if isinstance(number, int) and not isinstance(number, bool):
-            if not 0 <= number < self.count:
-                raise BadRecord(f"partition {number} of {self.count} clients")
+            there = told.get("partitions")
+            if there != self.count or not 0 <= number < self.count:
+                raise BadRecord(
+                    f"it is one of {there} partitions and --clients is {self.count}; make "
+                    "them equal"
+                )
             return number
         arrays = extras(answer)
         images = told.get("images")
