@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +30,8 @@ from src.run_folder import (
     IMAGES,
     SETTINGS,
     answer,
+    check_writable,
+    existing_parent,
     file_inputs,
     finished_table,
     made_from,
@@ -244,10 +245,10 @@ def _rehearse(config: Config, listed: ImageDataset, engine: Engine) -> FlatModel
     """Check settings, labels, weights and disk before an image is decoded; write nothing."""
     save_dir = Path(config.save_dir)
     for folder in (save_dir / "splits", save_dir / "runs"):
-        _check_writable(folder)
+        check_writable(folder)
     model = _build_model(config, listed)
     needed = _estimated_bytes(config, listed, model)["disk space"]
-    free = shutil.disk_usage(_existing_parent(save_dir)).free
+    free = shutil.disk_usage(existing_parent(save_dir)).free
     if free < needed:
         raise UserError(
             f"--save-dir {save_dir}: {free / 1e6:.1f} MB free, the run needs about "
@@ -283,22 +284,6 @@ def _reading_processes(config: Config) -> int:
 
 def _build_model(config: Config, dataset: ImageDataset) -> FlatModel:
     return build_model(config, classes=len(dataset.classes), class_names=dataset.classes)
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def _check_writable(folder: Path) -> None:
-    parent = _existing_parent(folder)
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--save-dir: cannot write {folder} ({error.strerror}); choose another folder"
-        ) from error
 
 
 def _estimated_bytes(config: Config, dataset: ImageDataset, model: FlatModel) -> dict[str, int]:
