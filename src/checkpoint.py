@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from src.client import Client
     from src.server import Server
 
+DAMAGED = (SafetensorError, OSError, KeyError, TypeError, ValueError)  # what a damaged file raises
+
 
 def save_checkpoint(
     folder: Path,
@@ -39,11 +41,8 @@ def save_checkpoint(
     arrays |= {f"server.memory.{name}": array for name, array in server.memory.items()}
     for client in clients:
         arrays |= {f"client.{client.index}.{n}": a for n, a in client.state().items()}
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    path, text = folder / f"round-{server.round:06d}.safetensors", json.dumps(progress)
-    metadata = {"progress": text, "checksum": _checksum(arrays, text)}
-    with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata=metadata)
+    path = round_file(folder, server.round)
+    write_sealed(path, arrays, progress)
     for older in folder.glob("round-*.safetensors"):
         if older != path:
             older.unlink()
@@ -57,19 +56,20 @@ def load_checkpoint(
     Raises:
         UserError: the file is damaged.
     """
-    found = sorted(folder.glob("round-*.safetensors"))
+    found = saved_rounds(folder)
     if not found:
         return None
+    newest = round_file(folder, found[-1])
     try:
-        arrays, progress = _read(found[-1])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        arrays, progress = read_sealed(newest)
+    except DAMAGED as error:
         raise UserError(
-            f"{found[-1]}: damaged checkpoint ({error}); delete it to resume from an older one "
+            f"{newest}: damaged checkpoint ({error}); delete it to resume from an older one "
             "or from the start"
         ) from error
     server.model = torch.from_numpy(arrays.pop("server.model"))
     best = torch.from_numpy(arrays.pop("best"))
-    server.round = int(found[-1].stem.removeprefix("round-"))
+    server.round = found[-1]
     states: dict[str, dict[str, np.ndarray]] = {str(client.index): {} for client in clients}
     for name, array in arrays.items():
         owner, _, rest = name.partition(".")
@@ -83,8 +83,28 @@ def load_checkpoint(
     return best, progress
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and progress of a file; raises what a reader of damaged bytes may raise."""
+def round_file(folder: Path, round: int) -> Path:
+    """Where the state after ``round`` rounds lies."""
+    return folder / f"round-{round:06d}.safetensors"
+
+
+def saved_rounds(folder: Path) -> list[int]:
+    """The rounds of the files in ``folder``, ascending."""
+    found = folder.glob(f"round-{'[0-9]' * 6}.safetensors")
+    return sorted(int(path.stem.removeprefix("round-")) for path in found)
+
+
+def write_sealed(path: Path, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
+    """Write arrays and notes, which become JSON, atomically and with a checksum."""
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    text = json.dumps(notes)
+    metadata = {"progress": text, "checksum": _checksum(arrays, text)}
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary, metadata=metadata)
+
+
+def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and notes of a file; raises one of ``DAMAGED`` where its bytes are not as written."""
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 
 from tqdm import tqdm
 
@@ -17,6 +18,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals reach the main thread alone, which is then another program's
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +30,8 @@ from src.run_folder import (
     IMAGES,
     SETTINGS,
     answer,
+    check_writable,
+    existing_parent,
     file_inputs,
     finished_table,
     made_from,
@@ -65,6 +66,33 @@ class RunFailed(Exception):
     """The run broke off; what was saved stays resumable."""
 
 
+class Engine:
+    """What a run is built from; src/flower builds it of sites that are elsewhere."""
+
+    def load(self, config: Config, *, quiet: bool, labels_only: bool = False) -> ImageDataset:
+        """The data set."""
+        return load_dataset(config, quiet=quiet, labels_only=labels_only)
+
+    def deal(self, config: Config, dataset: ImageDataset, *, folder: Path | None) -> Scenario:
+        """Who holds which images, with which labels; kept in ``folder`` if there is one."""
+        return build_scenario(dataset, config.part(ScenarioSettings), folder=folder)
+
+    def build(
+        self, config: Config, dataset: ImageDataset, scenario: Scenario, model: FlatModel
+    ) -> Simulation:
+        """What trains."""
+        return Simulation(config, dataset, scenario, model)
+
+    def begun(self, folder: Path) -> None:
+        """Called when the folder of a new run has been made."""
+
+    def resumed(self, folder: Path) -> None:
+        """Called before anything is read for a run that goes on."""
+
+
+IN_PROCESS = Engine()
+
+
 def show(settings: dict[str, Any]) -> str:
     """Resolved settings, client table and estimated bytes; trains and writes nothing."""
     with held_log():
@@ -74,7 +102,7 @@ def show(settings: dict[str, Any]) -> str:
         # downloaded; of a file it must be known whether it fits.
         bare = replace(config, weights=config.weights_file or "none")
         model = _build_model(bare, dataset)
-        scenario = _build_scenario(config, dataset, folder=None)
+        scenario = IN_PROCESS.deal(config, dataset, folder=None)
         check_prospects(config, dataset, scenario)
     facts = {
         "run folder": str(run_folder(config, file_inputs(config, dataset))),
@@ -92,7 +120,7 @@ def show(settings: dict[str, Any]) -> str:
     return "\n".join([config.to_yaml(), table, "", *lines])
 
 
-def start(settings: dict[str, Any], *, quiet: bool) -> str:
+def start(settings: dict[str, Any], *, quiet: bool, engine: Engine = IN_PROCESS) -> str:
     """Start a new run; return the final table.
 
     Raises:
@@ -101,13 +129,14 @@ def start(settings: dict[str, Any], *, quiet: bool) -> str:
     """
     with held_log():
         config = settle(settings)
-        listed = load_dataset(config, quiet=True, labels_only=True)
+        listed = engine.load(config, quiet=True, labels_only=True)
         inputs = file_inputs(config, listed)
         folder = run_folder(config, inputs)
         if folder.exists():
             return answer(folder, config, present_inputs(config, inputs, quiet=quiet))
-        simulation, scenario = _prepare(config, listed, quiet=quiet)
+        simulation, scenario = _prepare(config, listed, quiet=quiet, engine=engine)
         _create_folder(folder, simulation, scenario, inputs=inputs)
+        engine.begun(folder)
     return _run(simulation, folder, quiet=quiet)
 
 
@@ -156,7 +185,9 @@ def _sites_may_decide(settings: dict[str, Any]) -> bool:
     return (Path(str(folder)) / "groups.csv").exists()
 
 
-def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
+def resume(
+    folder: Path, settings: dict[str, Any], *, quiet: bool, engine: Engine = IN_PROCESS
+) -> str:
     """Continue the run in ``folder`` to the same bits; raises as :func:`start`."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"--resume {folder}: no run here (config.yaml is absent)")
@@ -164,8 +195,9 @@ def resume(folder: Path, settings: dict[str, Any], *, quiet: bool) -> str:
     if (folder / "DONE").exists():
         return finished_table(folder)
     with held_log():
-        listed = load_dataset(config, quiet=True, labels_only=True)
-        simulation, _ = _prepare(config, listed, quiet=quiet, begun=folder)
+        engine.resumed(folder)
+        listed = engine.load(config, quiet=True, labels_only=True)
+        simulation, _ = _prepare(config, listed, quiet=quiet, begun=folder, engine=engine)
         simulation.resume(folder)
     for half_written in folder.rglob(".*.tmp"):  # by a process that was killed
         half_written.unlink()
@@ -187,37 +219,42 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> Config:
 
 
 def _prepare(
-    config: Config, listed: ImageDataset, *, quiet: bool, begun: Path | None = None
+    config: Config,
+    listed: ImageDataset,
+    *,
+    quiet: bool,
+    engine: Engine,
+    begun: Path | None = None,
 ) -> tuple[Simulation, Scenario]:
     """Do everything that bad input can break, before the run's folder is made.
 
     ``listed`` is the data set without its pixels; ``begun`` the folder of a run to go on with,
     which must have been made from the same files.
     """
-    model = _rehearse(config, listed)
-    dataset = load_dataset(config, quiet=quiet)
+    model = _rehearse(config, listed, engine)
+    dataset = engine.load(config, quiet=quiet)
     if begun:
-        key = _build_scenario(config, dataset, folder=None).key
+        key = engine.deal(config, dataset, folder=None).key
         inputs = file_inputs(config, listed)
         refuse_changed(begun, made_from(config, inputs, images=dataset.image_key, scenario=key))
-    scenario = _build_scenario(config, dataset, folder=Path(config.save_dir) / "splits")
-    return Simulation(config, dataset, scenario, model), scenario
+    scenario = engine.deal(config, dataset, folder=Path(config.save_dir) / "splits")
+    return engine.build(config, dataset, scenario, model), scenario
 
 
-def _rehearse(config: Config, listed: ImageDataset) -> FlatModel:
+def _rehearse(config: Config, listed: ImageDataset, engine: Engine) -> FlatModel:
     """Check settings, labels, weights and disk before an image is decoded; write nothing."""
     save_dir = Path(config.save_dir)
     for folder in (save_dir / "splits", save_dir / "runs"):
-        _check_writable(folder)
+        check_writable(folder)
     model = _build_model(config, listed)
     needed = _estimated_bytes(config, listed, model)["disk space"]
-    free = shutil.disk_usage(_existing_parent(save_dir)).free
+    free = shutil.disk_usage(existing_parent(save_dir)).free
     if free < needed:
         raise UserError(
             f"--save-dir {save_dir}: {free / 1e6:.1f} MB free, the run needs about "
             f"{needed / 1e6:.1f} MB; free some space or choose another folder"
         )
-    check_prospects(config, listed, _build_scenario(config, listed, folder=None))
+    check_prospects(config, listed, engine.deal(config, listed, folder=None))
     return model
 
 
@@ -247,26 +284,6 @@ def _reading_processes(config: Config) -> int:
 
 def _build_model(config: Config, dataset: ImageDataset) -> FlatModel:
     return build_model(config, classes=len(dataset.classes), class_names=dataset.classes)
-
-
-def _build_scenario(config: Config, dataset: ImageDataset, *, folder: Path | None) -> Scenario:
-    return build_scenario(dataset, config.part(ScenarioSettings), folder=folder)
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def _check_writable(folder: Path) -> None:
-    parent = _existing_parent(folder)
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--save-dir: cannot write {folder} ({error.strerror}); choose another folder"
-        ) from error
 
 
 def _estimated_bytes(config: Config, dataset: ImageDataset, model: FlatModel) -> dict[str, int]:

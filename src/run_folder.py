@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -156,3 +157,21 @@ def refuse_changed(folder: Path, present: Mapping[str, str]) -> None:
             f"--resume {folder}: the {' and '.join(names)} are not those the run began with; "
             "restore them, or start anew under another --name"
         )
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    path = path.absolute()
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError where nothing can be written."""
+    parent = existing_parent(folder)
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--save-dir: cannot write {folder} ({error.strerror}); choose another folder"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from src.model_facts import trained_classes
 from src.models import FlatModel, Predictor, build_module
 from src.results import LAST, summarise
 from src.server import Server
-from src.workers import ParallelRunner, SequentialRunner
+from src.workers import ParallelRunner, Runner, SequentialRunner
 from utils_.augment import Augmenter, channel_statistics
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, VAL, ImageDataset
 from utils_.environment import peak_rss_mb, processor_count
@@ -33,6 +33,7 @@ from utils_.errors import UserError
 from utils_.labels import LabelState
 from utils_.metrics import Metrics
 from utils_.scenario import Scenario, client_names
+from utils_.site_names import SiteNames
 from utils_.truth import reference
 
 if TYPE_CHECKING:
@@ -64,21 +65,53 @@ class Simulation:
         plan = config.plan(len(dataset.classes))
         self.method: Method = kind(plan, parse_params(kind, config.param))
         train_rows = np.flatnonzero(scenario.part == TRAIN)
-        augmenter = Augmenter(*channel_statistics(dataset.images, train_rows))
+        augmenter = self.augmenter(train_rows)
         attack = draw_attack(config)
         self.predictor = Predictor(model, dataset.images, augmenter)
         self.trained = trained_classes(dataset, scenario, true_labels=self.method.true_labels)
         truth = reference(dataset, scenario, noise=config.corrupts)
         attacked = attack.scenario(scenario)
         self.evaluator = Evaluator(dataset, attacked, self.predictor, truth=truth)
-        self.clients = build_clients(dataset, scenario, self.method, augmenter, attack=attack)
-        self.names = client_names(scenario, dataset, split=config.split)
+        self.clients = self.enrol(scenario, augmenter, attack)
+        self.names = self.name_sites(scenario)
         for client in self.clients:
             client.called = self.names.called(client.index)
         self.server = Server(model.snapshot(), self.method, Layout.of(model), names=self.names)
         self.best = self.server.model
         self.history: list[dict[str, float]] = []
         self.predictions: Predictions | None = None
+
+    # ---- what src/flower does otherwise, where the sites are elsewhere
+
+    def augmenter(self, rows: np.ndarray) -> Augmenter:
+        """What makes views of images; its statistics are those of all training images."""
+        return Augmenter(*channel_statistics(self.dataset.images, rows))
+
+    def enrol(self, scenario: Scenario, augmenter: Augmenter, attack: Attack) -> list[Client]:
+        """The sites that train in this process tree."""
+        return build_clients(self.dataset, scenario, self.method, augmenter, attack=attack)
+
+    def name_sites(self, scenario: Scenario) -> SiteNames:
+        """What the clients are called."""
+        return client_names(scenario, self.dataset, split=self.config.split)
+
+    def introductions(self) -> Iterable[Report]:
+        """What the sites tell once, before the first round."""
+        return (client.introduce() for client in self.clients)
+
+    def look_at_labels(
+        self, log: RunLog, reports: Sequence[Report], selected: Sequence[int], *, round: int
+    ) -> dict[str, float]:
+        """Log how right the labels of the sites are now, and what they report; a row's part."""
+        pooled, each = self.evaluator.label_diagnostics(self.clients)
+        for report in reports:
+            values = report.logs | each[report.client]
+            log.scalars(f"sites/{self.names.tag(report.client)}", values, step=round)
+        if self._picture_due():
+            show_labels(log, self, selected[0], step=round)
+        return {f"labels_{name}": value for name, value in pooled.items()}
+
+    # ---- the rounds
 
     def resume(self, folder: Path) -> None:
         """Go back to the newest checkpoint in ``folder``, if there is one."""
@@ -102,7 +135,7 @@ class Simulation:
         """
         runner = self.start_runner()
         if self.server.round == 0:
-            self.server.meet(client.introduce() for client in self.clients)
+            self.server.meet(self.introductions())
         try:
             while self.server.round < self.config.rounds:
                 row = self._round(runner, log)
@@ -148,7 +181,7 @@ class Simulation:
             progress={"history": self.history},
         )
 
-    def _round(self, runner: SequentialRunner | ParallelRunner, log: RunLog) -> dict[str, float]:
+    def _round(self, runner: Runner, log: RunLog) -> dict[str, float]:
         start = time.perf_counter()
         message = self.server.broadcast()
         selected = self.server.select()
@@ -160,17 +193,11 @@ class Simulation:
             for part, metrics in scores.items()
             for name, value in metrics.overall.items()
         }
-        pooled, each = self.evaluator.label_diagnostics(self.clients)
-        row |= {f"labels_{name}": value for name, value in pooled.items()}
-        for report in reports:
-            values = report.logs | each[report.client]
-            log.scalars(f"sites/{self.names.tag(report.client)}", values, step=message.round)
+        row |= self.look_at_labels(log, reports, selected, round=message.round)
         if TEST in scores:
             names, step = self.evaluator.class_names, message.round
             show_classes(log, scores[TEST].per_class["ap"], names, step=step)
             show_doubt(log, self, step=step)
-        if self._picture_due():
-            show_labels(log, self, selected[0], step=message.round)
         row |= self._suspects(log, message.round)
         sent = {"down": message_bytes(message) * len(selected), "up": self.server.bytes_up}
         row |= {f"bytes_{way}": float(n * self.method.exchange) for way, n in sent.items()}
@@ -219,10 +246,10 @@ class Simulation:
         finished = self.server.round == self.config.rounds
         return finished or self.server.round % self.config.checkpoint_every == 0
 
-    def start_runner(self) -> SequentialRunner | ParallelRunner:
+    def start_runner(self) -> Runner:
         """What trains the clients from now on, and predicts for the evaluator; to be closed."""
         parts = self.clients, self.method, self.predictor
-        runner: SequentialRunner | ParallelRunner
+        runner: Runner
         if self.workers == 1:
             runner = SequentialRunner(*parts)
         else:
@@ -283,12 +310,16 @@ def build_clients(
     augmenter: Augmenter,
     *,
     attack: Attack = NO_ATTACK,
+    only: Sequence[int] | None = None,
 ) -> list[Client]:
-    """Give every site its images and its own view of the labels, and nothing else."""
+    """Give every site its images and its own view of the labels, and nothing else.
+
+    ``only`` names the clients that are wanted, all by default.
+    """
     observed = dataset.best_known if method.true_labels else scenario.observed
     observed = attack.labels(observed, scenario.client)
     clients = []
-    for index in range(method.plan.clients):
+    for index in range(method.plan.clients) if only is None else only:
         rows = scenario.rows(index)
         labels = LabelState(observed[rows])
         labels.soften(scenario.soft[rows])

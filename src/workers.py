@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,19 @@ class Failure:
     """What a worker answers where it failed."""
 
     text: str
+
+
+class Runner(Protocol):
+    """Has the clients of a round trained, and predicts."""
+
+    def run(self, message: Broadcast, selected: Sequence[int]) -> Iterator[Report]:
+        """Yield the reports of the selected clients, in that order."""
+
+    def predict(self, vector: Tensor, rows: np.ndarray) -> np.ndarray:
+        """(n, C) probabilities of the chosen images by a (P,) vector."""
+
+    def close(self) -> None:
+        """End what was started for it."""
 
 
 class SequentialRunner:

@@ -201,6 +201,11 @@ def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Te
     Returns:
         Two (3,) float32 tensors; a constant channel gets a deviation of 1.
     """
+    return statistics_of(channel_sums(images, rows))
+
+
+def channel_sums(images: np.ndarray, rows: np.ndarray) -> Tensor:
+    """(3, 3) float64: number of pixels, sum and sum of squares of each channel; add them freely."""
     total = torch.zeros(3, dtype=torch.float64)
     square = torch.zeros(3, dtype=torch.float64)
     count = 0
@@ -209,6 +214,12 @@ def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Te
         total += chunk.sum(0)
         square += (chunk**2).sum(0)
         count += len(chunk)
+    return torch.stack([torch.full_like(total, count), total, square])
+
+
+def statistics_of(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel from its sums, as :func:`channel_statistics`."""
+    count, total, square = sums
     mean = total / count / 255
     std = (square / count / 255**2 - mean**2).clamp_min(0).sqrt()
     return mean.float(), torch.where(std > 1e-3, std, 1.0).float()

@@ -47,6 +47,11 @@ def load_csv(data_dir: Path, options: DataOptions) -> ImageDataset:
     return open_listing("csv", read_csv_layout(data_dir, options.form), options)
 
 
+def load_held_out(data_dir: Path, options: DataOptions, *, needed: int = TEST) -> ImageDataset:
+    """Load a folder of the same layout that need have no other part than ``needed``."""
+    return open_listing("csv", read_layout("csv", data_dir, options.form, needed=needed), options)
+
+
 def load_mured(data_dir: Path, options: DataOptions) -> ImageDataset:
     """Load MuReD (Rodriguez et al., 2022): 2,208 fundus images, 20 classes.
 
@@ -76,7 +81,9 @@ def read_odir(data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
     return _with_classes("odir", read_layout("odir", data_dir, form), ODIR_CLASSES)
 
 
-def read_layout(name: str, data_dir: Path, form: LabelForm = AS_WRITTEN) -> Listing:
+def read_layout(
+    name: str, data_dir: Path, form: LabelForm = AS_WRITTEN, *, needed: int = TRAIN
+) -> Listing:
     """Read the CSV files of a folder; rows in the order train, val, test, each as in its file.
 
     ``train_data.csv`` gives TRAIN, ``val_data.csv`` VAL and ``test_data.csv`` TEST. TRAIN rows may
@@ -87,11 +94,12 @@ def read_layout(name: str, data_dir: Path, form: LabelForm = AS_WRITTEN) -> List
         name: the data set; the columns of all but ``csv`` are its classes.
         data_dir: its folder.
         form: how the label files are to be understood.
+        needed: the part that has to be there.
 
     Raises:
         UserError: files are absent or wrong; the file, line and column are named.
     """
-    tables = _read_tables(name, data_dir)
+    tables = _read_tables(name, data_dir, needed)
     folder = ImageFolder(data_dir / "images")
     if name == "csv":
         tables = {part: lead_by_images(table, folder) for part, table in tables.items()}
@@ -127,11 +135,11 @@ def _parts(tables: Mapping[int, CsvTable]) -> np.ndarray:
     return np.repeat(np.array(own, np.uint8), [len(table.rows) for table in tables.values()])
 
 
-def _read_tables(name: str, data_dir: Path) -> dict[int, CsvTable]:
-    """Return the CSV file of every part that has one; there is always one for TRAIN."""
+def _read_tables(name: str, data_dir: Path, needed: int) -> dict[int, CsvTable]:
+    """Return the CSV file of every part that has one; there is always one for ``needed``."""
     paths = {part: data_dir / f"{PART_NAMES[part]}_data.csv" for part in (TRAIN, VAL, TEST)}
     _refuse_workbooks([*paths.values(), data_dir / "groups.csv"])
-    for path in (data_dir, paths[TRAIN], data_dir / "images"):
+    for path in (data_dir, paths[needed], data_dir / "images"):
         if not path.exists():
             source = SOURCES[name]
             raise absent(name, f"{path} is absent", expected=EXPECTED, source=source)

@@ -1,0 +1,1 @@
+"""The same clients, server and methods on Flower; see docs/deployment.md."""

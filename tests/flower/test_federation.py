@@ -1,0 +1,261 @@
+"""The engine on Flower ends in the bits of the in-process one, whoever fails on the way."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny import PARAMS, SETTINGS, call_main, command, read_table, write_csv_dataset, write_table
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]'")
+
+from fake_grid import FakeGrid, partitions
+from flwr.app import Array, Message
+
+from src.flower.server_app import run_federation
+from src.job import RunFailed
+from utils_.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv_dataset(tmp_path_factory.mktemp("data"))
+
+
+def run_config(data: Path, save: Path, **settings: Any) -> dict[str, Any]:
+    """What ``flwr run --run-config`` would say."""
+    param = PARAMS.get(settings.get("method", "fednml"), {}) | settings.pop("param", {})
+    table = SETTINGS | {"dataset": "csv", "data_dir": str(data), "save_dir": str(save)}
+    table |= {"round_timeout": 20} | settings
+    told = {key.replace("_", "-"): value for key, value in table.items()}
+    told["param"] = " ".join(f"{key}={value}" for key, value in param.items())
+    return told
+
+
+def model_of(save: Path) -> dict[str, bytes]:
+    (path,) = save.glob("runs/*/model.safetensors")
+    return {name: array.tobytes() for name, array in load_file(path).items()}
+
+
+METHODS = ["fedavg", "fednml", "fednoro", "scaffold", "fedmlp", "fedcorr"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_bits_as_in_one_process(method: str, data: Path, tmp_path: Path) -> None:
+    settings = {"method": method, "noise": 0.4, "missing": 0.5, "split": "iid"}
+    assert call_main(command(data, tmp_path / "here", **settings)) == 0
+    grid = FakeGrid(partitions(3, tmp_path))
+    table = run_federation(grid, run_config(data, tmp_path / "there", **settings))
+    assert "run folder" in table
+    assert model_of(tmp_path / "there") == model_of(tmp_path / "here")
+
+
+def rows_of(save: Path, column: str) -> list[float]:
+    (path,) = save.glob("runs/*/metrics.csv")
+    return [float(row[column]) for row in csv.DictReader(path.open())]
+
+
+def one_run(data: Path, save: Path, grid: FakeGrid, **settings: Any) -> str:
+    settings = {"method": "fednml", "noise": 0.4, "missing": 0.5} | settings
+    return run_federation(grid, run_config(data, save, **settings))
+
+
+def test_a_node_that_is_gone_for_a_round_is_left_out_and_returns(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid, away = FakeGrid(partitions(3, tmp_path)), {}
+
+    def leave(grid: FakeGrid) -> None:
+        rounds = [kind for _, kind in grid.asked].count("train")
+        if rounds == 3:
+            away.update({999: grid.nodes.pop(999)}) if 999 in grid.nodes else None
+        if rounds == 5:
+            grid.nodes[77] = away[999]  # under another number, as after a new registration
+
+    grid.before = leave
+    one_run(data, tmp_path / "save", grid, round_timeout=5)
+    assert rows_of(tmp_path / "save", "rejected") == [0, 1, 0]
+    assert "client 1 is left out" in caplog.text
+    assert (77, "train") in grid.asked
+
+
+def test_too_few_sites_end_the_run_and_it_can_go_on(data: Path, tmp_path: Path) -> None:
+    whole = FakeGrid(partitions(3, tmp_path / "a"))
+    one_run(data, tmp_path / "whole", whole)
+    grid = FakeGrid(partitions(3, tmp_path / "b"))
+    grid.tamper = lambda node, reply: None if len(grid.asked) > 3 + 4 else reply
+    with pytest.raises(RunFailed, match=r"round 1: 1 of 3 sites have answered, min-clients is 2"):
+        one_run(data, tmp_path / "broken", grid, round_timeout=1)
+    (folder,) = (tmp_path / "broken" / "runs").iterdir()
+    grid.tamper = lambda node, reply: reply  # all sites have trained in round 1 already
+    run_federation(grid, {"resume": str(folder)})
+    assert model_of(tmp_path / "broken") == model_of(tmp_path / "whole")
+
+
+def spoil(reply: Message, record: str, name: str, array: np.ndarray) -> Message:
+    reply.content[record][name] = Array(array)
+    return reply
+
+
+def longer(reply: Message) -> Message:
+    return spoil(reply, "model", "model", np.zeros(10**6, np.float32))
+
+
+def not_finite(reply: Message) -> Message:
+    model = reply.content["model"]["model"].numpy()
+    return spoil(reply, "model", "model", np.full_like(model, np.nan))
+
+
+def bad_extra(reply: Message) -> Message:
+    return spoil(reply, "extras", "positives", np.full(4, np.inf, np.float32))
+
+
+def as_another(reply: Message) -> Message:
+    reply.content["head"]["client"] = 2
+    return reply
+
+
+def empty(reply: Message) -> Message:
+    for name in [*reply.content]:
+        del reply.content[name]
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (longer, "its model has shape"),
+        (not_finite, "not finite"),
+        (bad_extra, "positives"),
+        (as_another, "it answers for another site"),
+        (empty, "it lacks the record"),
+    ],
+)
+def test_reports_that_cannot_be_used(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, reason: str
+) -> None:
+    grid = FakeGrid(partitions(3, tmp_path))
+    grid.tamper = lambda node, reply: (
+        change(reply) if node == 999 and grid.asked[-1][1] == "train" else reply
+    )
+    one_run(data, tmp_path / "save", grid, rounds=1, warmup_rounds=0)
+    assert rows_of(tmp_path / "save", "rejected") == [1]
+    assert re.search(f"client 1 is left out: .*{reason}", caplog.text)
+
+
+def hospitals(pooled: Path, folder: Path, names: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """Cut a folder in the csv layout, with groups.csv, into one folder a site."""
+    header, *rows = read_table(pooled / "train_data.csv")
+    site_of = dict(read_table(pooled / "groups.csv")[1:])
+    nodes = {}
+    for number, name in enumerate(names):
+        own = [row for row in rows if site_of[row[0]] == name]
+        columns = [0, *(c for c in range(1, len(header)) if any(row[c] != "" for row in own))]
+        (folder / name / "images").mkdir(parents=True)
+        for row in own:
+            shutil.copy(pooled / "images" / row[0], folder / name / "images")
+        table = [[row[c] for c in columns] for row in [header, *own]]
+        write_table(folder / name / "train_data.csv", table)
+        nodes[50 - number] = {"site": name, "data-dir": str(folder / name)}
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three hospitals in one folder: the north lacks class1, some cells are blank."""
+    folder = write_csv_dataset(tmp_path_factory.mktemp("pooled"))
+    header, *rows = read_table(folder / "train_data.csv")
+    train, val = rows[:40], rows[40:]
+    sites = ["north", "east", "south"]
+    for number, row in enumerate(train):
+        row[2] = "" if number % 3 == 0 else row[2]
+        row[3] = "" if number % 5 == 0 else row[3]
+    write_table(folder / "train_data.csv", [header, *train])
+    write_table(folder / "val_data.csv", [header, *val])
+    groups = [[row[0], sites[number % 3]] for number, row in enumerate(train)]
+    groups += [[row[0], ""] for row in [*val, *read_table(folder / "test_data.csv")[1:]]]
+    write_table(folder / "groups.csv", [["image", "site"], *groups])
+    return folder
+
+
+def server_folder(pooled: Path, folder: Path) -> Path:
+    """What the server owns: images to validate and to test on."""
+    (folder / "images").mkdir(parents=True)
+    for name in ("val_data.csv", "test_data.csv"):
+        shutil.copy(pooled / name, folder)
+        for row in read_table(pooled / name)[1:]:
+            shutil.copy(pooled / "images" / row[0], folder / "images")
+    return folder
+
+
+def test_hospitals_get_what_the_pooled_data_would_give(pooled: Path, tmp_path: Path) -> None:
+    settings = {"method": "fednml", "class_weights": "inverse", "head_bias": "prior"}
+    line = command(pooled, tmp_path / "here", **settings, split="site")
+    assert call_main(line) == 0
+    grid = FakeGrid(hospitals(pooled, tmp_path, ["south", "north", "east"]))
+    server = server_folder(pooled, tmp_path / "server")
+    table = run_federation(grid, run_config(server, tmp_path / "there", **settings))
+    assert model_of(tmp_path / "there") == model_of(tmp_path / "here")
+    assert "unknown" in table  # nobody knows how noisy the labels are
+    (result,) = (tmp_path / "there").glob("runs/*/result.json")
+    assert json.loads(result.read_text())["sites"] == ["east", "north", "south"]
+    (clients,) = (tmp_path / "there").glob("runs/*/clients.csv")
+    (known,) = (tmp_path / "here").glob("runs/*/clients.csv")
+    assert clients.read_text() == known.read_text()
+
+
+def test_a_class_that_the_run_has_not_is_refused_by_its_site(
+    pooled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = hospitals(pooled, tmp_path, ["south", "north", "east"])
+    path = tmp_path / "north" / "train_data.csv"
+    path.write_text(path.read_text().replace("class0", "klass0"))
+    server = server_folder(pooled, tmp_path / "server")
+    told = run_config(server, tmp_path / "save", method="fedavg", round_timeout=1)
+    with pytest.raises(UserError, match=r"2 of 3 sites came .*north: its classes klass0 are none"):
+        run_federation(FakeGrid(nodes), told)
+    assert not (tmp_path / "save" / "runs").exists()
+
+
+def test_a_failure_tells_the_server_nothing_of_the_files(pooled: Path, tmp_path: Path) -> None:
+    nodes = hospitals(pooled, tmp_path, ["south", "north", "east"])
+    (tmp_path / "north" / "train_data.csv").unlink()
+    server = server_folder(pooled, tmp_path / "server")
+    told = run_config(server, tmp_path / "save", method="fedavg", round_timeout=1)
+    with pytest.raises(UserError, match=r"cannot take part; its own log says why") as caught:
+        run_federation(FakeGrid(nodes), told)
+    assert "train_data" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"method": "local"}, "--method local: a bound has no federation"),
+        ({"method": "clean"}, "--method clean: a bound has no federation"),
+        ({"checkpoint_every": 2}, "--checkpoint-every: every round is kept"),
+        ({"clients": 2}, "it is one of 3 partitions and --clients is 2"),
+        ({"method": "fedvag"}, "did you mean 'fedavg'"),
+    ],
+)
+def test_what_cannot_be_run(data: Path, tmp_path: Path, settings: dict, problem: str) -> None:
+    grid = FakeGrid(partitions(3, tmp_path))
+    told = run_config(data, tmp_path / "save", **settings, round_timeout=1)
+    with pytest.raises(UserError, match=re.escape(problem)):
+        run_federation(grid, told)
+    assert not (tmp_path / "save").exists()
+
+
+def test_hospitals_and_what_is_simulated(pooled: Path, tmp_path: Path) -> None:
+    grid = FakeGrid(hospitals(pooled, tmp_path, ["south", "north", "east"]))
+    server = server_folder(pooled, tmp_path / "server")
+    told = run_config(server, tmp_path / "save", noise=0.4)
+    with pytest.raises(UserError, match=r"--noise 0.4: nothing is simulated where hospitals"):
+        run_federation(grid, told)
