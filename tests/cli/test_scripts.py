@@ -275,7 +275,7 @@ def test_requirements_are_what_is_imported():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     listed = {line.partition(">=")[0] for line in lines if not line.startswith("#")}
     named = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
-    optional = {"medmnist", "pydicom"}
+    optional = {"cleanlab", "flwr", "medmnist", "pydicom"}
     assert imported_packages() - optional == {named.get(name, name) for name in listed}
 
 
