@@ -52,6 +52,9 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
         "warmup_only": config.never_starts,
         "rounds": config.rounds,
         "classes": list(classes),
+        "not_trained": [
+            name for name, own in zip(classes, simulation.trained, strict=True) if not own
+        ],
         "not_measured": {
             name: evaluator.one_sided(part)
             for name, part in {"val": VAL, "test": TEST}.items()
@@ -181,7 +184,7 @@ def final_table(result: dict[str, Any]) -> str:
         if result[key] is not None:
             numbers = "".join(f"{digits(result[key][name]):>10}" for name in SHOWN)
             lines.append(f"{title:<22}{numbers}")
-    lines += _not_measured(result) + _rough(result["per_class"])
+    lines += _not_trained(result) + _not_measured(result) + _rough(result["per_class"])
     if "truth" in result:  # runs of older versions do not say
         lines.append(_judged(**result["truth"]))
     if result.get("warmup_only"):
@@ -202,6 +205,12 @@ def _judged(reference: str, train_cells: int, val_cells: int, test_cells: int) -
     if reference == VERIFIED:
         text += f" ({train_cells:,} cells; {val_cells:,} in val, {test_cells:,} in test)"
     return text
+
+
+def _not_trained(result: dict[str, Any]) -> list[str]:
+    """Which classes have scores that mean nothing."""
+    names = result.get("not_trained", [])  # runs of older versions have none
+    return [f"not trained, since no site annotates them: {', '.join(names)}"] * bool(names)
 
 
 def _not_measured(result: dict[str, Any]) -> list[str]:

@@ -242,6 +242,15 @@ def result_of(files: Path, name: str, **settings: Any) -> dict[str, Any]:
     return json.loads((files.parent / "save" / "runs" / name / "result.json").read_text())
 
 
+def test_a_class_that_no_site_annotates_is_called_not_trained(files, capsys) -> None:
+    header, *rows = read_table(files / "train_data.csv")
+    blank = [[*row[:2], "", *row[3:]] for row in rows]
+    write_table(files / "train_data.csv", [header, *blank])
+    result = result_of(files, "silent")
+    assert result["not_trained"] == ["class1"]
+    assert "not trained, since no site annotates them: class1" in capsys.readouterr().out
+
+
 def test_columns_of_1_or_blank_are_told_and_the_advice_works(files, capsys, caplog) -> None:
     for part in ("train", "test"):
         blank_zeros(files / f"{part}_data.csv", (1, 2))
