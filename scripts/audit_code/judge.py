@@ -75,4 +75,9 @@ def _table(summary: dict[str, dict[str, dict[str, float]]]) -> list[str]:
         columns={"looked_at": "there", "random": "precision of random order"}
     )
     table.columns = table.columns.str.replace("_", " ")
-    return table.to_string(index=False, float_format="{:.3g}".format).splitlines()
+    return table.to_string(index=False, float_format=_digits).splitlines()
+
+
+def _digits(value: float) -> str:
+    """Counts as they are, shares and ratios with two digits."""
+    return f"{value:,.0f}" if value >= 10 and value == round(value) else f"{value:.2f}"
