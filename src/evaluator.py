@@ -64,13 +64,6 @@ class Evaluator:
         """Whether the part has any image."""
         return len(self._rows[part]) > 0
 
-    @property
-    def class_names(self) -> list[str]:
-        """What the classes are called in a figure; those that no site annotates are marked."""
-        trained = self.annotated.sum(axis=0) > 0
-        pairs = zip(self._classes, trained, strict=True)
-        return [name if learnt else f"{name} (not trained)" for name, learnt in pairs]
-
     def one_sided(self, part: int) -> dict[str, list[str]]:
         """The classes that cannot be measured on the part, by what they lack."""
         return one_sided(self._oracle.true(self._rows[part]), self._classes)
@@ -143,14 +136,18 @@ class Evaluator:
             scores[part] = Metrics(overall, metrics.per_class)
         return scores
 
-    def thresholds(self, vector: Tensor) -> np.ndarray:
+    def thresholds(self, predicted: Mapping[int, np.ndarray]) -> np.ndarray:
         """(C,) thresholds of best F1 on the validation part; NaN where nothing tells.
 
-        Of several vectors, (K, P), there are none in common.
+        Of several models there are none in common.
+
+        Args:
+            predicted: {part: (M, n, C)}, see :meth:`predict_each`.
         """
-        if vector.ndim > 1 or not self.has(VAL):
+        found = predicted.get(VAL)
+        if found is None or len(found) > 1:
             return np.full(len(self._classes), np.nan)
-        return best_thresholds(*self.predict(vector, VAL))
+        return best_thresholds(found[0], self.truth_of(VAL))
 
     def label_diagnostics(
         self, clients: Sequence[Client]

@@ -137,12 +137,18 @@ def describe_model(
 
 def save_models(simulation: Simulation, folder: Path) -> None:
     """Write the last and the best model of a finished run, each with its facts."""
-    last = simulation.config.rounds - 1
-    _save(simulation, simulation.scored, folder / "model.safetensors", round=last)
-    _save(simulation, simulation.best, folder / "best.safetensors", round=simulation.best_round)
+    models = {
+        "last": ("model.safetensors", simulation.scored, simulation.config.rounds - 1),
+        "best": ("best.safetensors", simulation.best, simulation.best_round),
+    }
+    for which, (name, vector, round) in models.items():
+        cuts = simulation.thresholds[which]
+        _save(simulation, vector, folder / name, round=round, thresholds=cuts)
 
 
-def _save(simulation: Simulation, vector: Tensor, path: Path, *, round: int) -> None:
+def _save(
+    simulation: Simulation, vector: Tensor, path: Path, *, round: int, thresholds: np.ndarray
+) -> None:
     from safetensors.torch import save_file
 
     several = vector.view(-1, vector.shape[-1])
@@ -151,7 +157,7 @@ def _save(simulation: Simulation, vector: Tensor, path: Path, *, round: int) -> 
         simulation.dataset,
         simulation.predictor.augmenter,
         trained=simulation.trained,
-        thresholds=simulation.evaluator.thresholds(vector),
+        thresholds=thresholds,
         round=round,
         models=len(several),
     )

@@ -28,7 +28,7 @@ ROUGH_SHOWN = 8  # classes of few images below the table; result.json has all
 def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
     """Score the final and the selected model and collect what ``result.json`` holds of them.
 
-    What they predict is left in ``simulation.predictions``.
+    What they predict is left in ``simulation.predictions``, and ``simulation.thresholds``.
     """
     config, history = simulation.config, simulation.history
     classes, evaluator = simulation.dataset.classes, simulation.evaluator
@@ -36,8 +36,12 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
     last, selected = _predicted(simulation)
     final, truth = _test_scores(simulation, last), evaluator.truth_of(TEST)
     pooled = np.concatenate(last[TEST]), np.tile(truth, (len(last[TEST]), 1))
-    log.pr_curves(*pooled, classes=evaluator.class_names, step=config.rounds)
+    log.pr_curves(*pooled, classes=simulation.class_names, step=config.rounds)
     simulation.predictions = _to_keep(simulation, last, selected)
+    simulation.thresholds = {
+        "last": evaluator.thresholds(last),
+        "best": evaluator.thresholds(selected or last),
+    }
     return {
         "status": "done",
         "method": config.method,

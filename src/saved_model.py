@@ -22,7 +22,7 @@ from src.run_folder import IMAGES, SCENARIO, changes, settings_of
 from src.simulation import resolve_device
 from src.weight_files import SavedWeights, read_weights
 from utils_.augment import Augmenter, channel_statistics
-from utils_.datasets.base import TRAIN
+from utils_.datasets.base import TRAIN, VAL
 from utils_.errors import UserError
 from utils_.scenario import ScenarioSettings, build_scenario
 from utils_.truth import reference
@@ -162,14 +162,16 @@ def _recovered(
     augmenter = Augmenter(*channel_statistics(dataset.images, rows))
     predictor = Predictor(model, dataset.images, augmenter)
     truth = reference(dataset, scenario, noise=config.corrupts)
+    evaluator = Evaluator(dataset, scenario, predictor, truth=truth)
+    tuned_on = [VAL] if evaluator.has(VAL) else []
+    predicted = {part: evaluator.predict_each(model.snapshot(), part) for part in tuned_on}
     bound = method_class(config.method).true_labels
-    vector = model.snapshot()
     facts = describe_model(
         config,
         dataset,
         augmenter,
         trained=trained_classes(dataset, scenario, true_labels=bound),
-        thresholds=Evaluator(dataset, scenario, predictor, truth=truth).thresholds(vector),
+        thresholds=evaluator.thresholds(predicted),
         round=None,
     )
     return facts, model

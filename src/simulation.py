@@ -54,6 +54,7 @@ class Simulation:
         trained: (C,) bool, the classes that a site annotates.
         best: what was scored in the best validation round so far, by mAP; see ``scored``.
         predictions: of the last and the best model; None before the run is over.
+        thresholds: {"last": (C,), "best": (C,)} of these; empty before the run is over.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Simulation:
         self.best = self.server.model
         self.history: list[dict[str, float]] = []
         self.predictions: Predictions | None = None
+        self.thresholds: dict[str, np.ndarray] = {}
 
     # ---- what src/flower does otherwise, where the sites are elsewhere
 
@@ -166,6 +168,12 @@ class Simulation:
         return self.method.evaluated(self.server, self.clients)
 
     @property
+    def class_names(self) -> list[str]:
+        """What the classes are called in a figure; those that no site annotates are marked."""
+        pairs = zip(self.dataset.classes, self.trained, strict=True)
+        return [name if learnt else f"{name} (not trained)" for name, learnt in pairs]
+
+    @property
     def best_round(self) -> int:
         """The round of ``best``: the first of highest validation mAP, the last if none is known."""
         values = np.array([row.get("val_mAP", np.nan) for row in self.history])
@@ -195,7 +203,7 @@ class Simulation:
         }
         row |= self.look_at_labels(log, reports, selected, round=message.round)
         if TEST in scores:
-            names, step = self.evaluator.class_names, message.round
+            names, step = self.class_names, message.round
             show_classes(log, scores[TEST].per_class["ap"], names, step=step)
             show_doubt(log, self, step=step)
         row |= self._suspects(log, message.round)

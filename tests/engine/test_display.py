@@ -153,7 +153,7 @@ def test_classes_that_no_site_annotates_are_marked() -> None:
     scenario = Scenario(scenario.part, scenario.client, scenario.noisy, seen, "tiny")
     simulation = make_simulation(make_config("fedavg"), dataset, scenario)
     names = ["class0", "class1", "class2 (not trained)", "class3"]
-    assert simulation.evaluator.class_names == names
+    assert simulation.class_names == names
 
 
 def test_many_sites_have_no_more_histograms(monkeypatch: pytest.MonkeyPatch) -> None:
