@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils_.errors import UserError, some
-from utils_.script import Parser, end_with
+from utils_.script import Parser, end_with, exit_code
 
 if TYPE_CHECKING:
     from scripts.predict_code.batches import DecodedBatch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scripts.predict_code.sheet import PredictionSheet
     from src.saved_model import SavedModel
 
-DONE, UNREADABLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, UNREADABLE = 0, 1
 NAMES_SHOWN = 10
 KINDS, DEVICES = ("onnx", "torchscript"), ("auto", "cpu", "cuda")
 
@@ -38,14 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.addFilter(logging.Filter("fednml"))  # torch tells of its caches at the end
     logging.basicConfig(format="predict: %(message)s", level=logging.INFO, handlers=[handler])
-    try:
-        return run(parse(arguments))
-    except UserError as error:
-        print(f"predict: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("predict: interrupted; no predictions are written", file=sys.stderr)
-        return INTERRUPTED
+    left = "no predictions are written"
+    return exit_code(lambda: run(parse(arguments)), name="predict", interrupted=left)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

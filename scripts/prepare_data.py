@@ -32,9 +32,9 @@ from utils_.datasets.fetch.download import fetch
 from utils_.datasets.fetch.recipes import Recipe, recipe_of
 from utils_.errors import UserError, as_known, nearest
 from utils_.files import file_digest
-from utils_.script import Parser, end_with
+from utils_.script import Parser, end_with, exit_code
 
-DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+DONE, BAD_INPUT = 0, 2
 PREPARED = [name for name in datasets.DATASETS if name not in ("synthetic", "csv")]
 NAMES_SHOWN = 5
 
@@ -42,14 +42,8 @@ NAMES_SHOWN = 5
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare one data set; return the exit code."""
     logging.basicConfig(format="prepare_data: %(message)s", level=logging.INFO)
-    try:
-        return run(_parse(arguments))
-    except UserError as error:
-        print(f"prepare_data: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("prepare_data: interrupted; run the same command to go on", file=sys.stderr)
-        return INTERRUPTED
+    left = "run the same command to go on"
+    return exit_code(lambda: run(_parse(arguments)), name="prepare_data", interrupted=left)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -21,12 +21,12 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from utils_.errors import UserError, nearest
-from utils_.script import Parser, end_with
+from utils_.script import Parser, end_with, exit_code
 
 if TYPE_CHECKING:
     from scripts.sweep_code.plan import Planned
 
-BAD_INPUT, INTERRUPTED = 2, 130
+GOES_ON = "the same command goes on from here"
 PUBLISHED = ROOT / "scripts" / "published.yaml"
 COLUMNS = {
     "mAP": "mAP",
@@ -43,17 +43,8 @@ SMOKE_METHODS = ("fedavg", "fednml")
 
 def main(words: Sequence[str] | None = None) -> int:
     """Train and print the table; return the exit code."""
-    try:
-        return _run(_parse(sys.argv[1:] if words is None else words))
-    except UserError as error:
-        return _end(" ".join(str(error).split()), BAD_INPUT)
-    except KeyboardInterrupt:
-        return _end("interrupted; the same command goes on from here", INTERRUPTED)
-
-
-def _end(text: str, code: int) -> int:
-    print(f"reproduce: {text}", file=sys.stderr)
-    return code
+    given = sys.argv[1:] if words is None else words
+    return exit_code(lambda: _run(_parse(given)), name="reproduce", interrupted=GOES_ON)
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

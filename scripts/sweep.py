@@ -23,27 +23,22 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from utils_.errors import UserError
-from utils_.script import Parser, end_with
+from utils_.script import Parser, end_with, exit_code
 
-BAD_INPUT, INTERRUPTED = 2, 130
+GOES_ON = "the same command goes on from here"
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do the sweep; return the exit code."""
-    try:
-        options = _parse(sys.argv[1:] if words is None else words)
-        from scripts.sweep_code.steps import show, work  # torch comes with it, which takes seconds
-
-        return show(options) if options.dry_run else work(options)
-    except UserError as error:
-        return _end(" ".join(str(error).split()), BAD_INPUT)
-    except KeyboardInterrupt:
-        return _end("interrupted; the same command goes on from here", INTERRUPTED)
+    given = sys.argv[1:] if words is None else words
+    return exit_code(lambda: _run(given), name="sweep", interrupted=GOES_ON)
 
 
-def _end(text: str, code: int) -> int:
-    print(f"sweep: {text}", file=sys.stderr)
-    return code
+def _run(words: Sequence[str]) -> int:
+    options = _parse(words)
+    from scripts.sweep_code.steps import show, work  # torch comes with it, which takes seconds
+
+    return show(options) if options.dry_run else work(options)
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from utils_.errors import UserError
 
+BAD_INPUT, INTERRUPTED = 2, 130
 NOBODY_READS = 141  # what a shell reports of a program that ended by SIGPIPE
 
 
@@ -18,6 +19,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def exit_code(work: Callable[[], int], *, name: str, interrupted: str) -> int:
+    """Do the work of a program; return its code, or that of the line it says instead.
+
+    Args:
+        work: returns an exit code.
+        name: of the program, before the line on stderr.
+        interrupted: what Ctrl-C leaves.
+    """
+    try:
+        return work()
+    except UserError as error:
+        text, code = " ".join(str(error).split()), BAD_INPUT
+    except KeyboardInterrupt:
+        text, code = f"interrupted; {interrupted}", INTERRUPTED
+    sys.stderr.write(f"{name}: {text}\n")
+    return code
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
