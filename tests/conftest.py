@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,9 +66,3 @@ def dataset() -> ImageDataset:
 def csv_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same images as files; read-only for the tests, which copy it to change it."""
     return tiny.write_csv_dataset(tmp_path_factory.mktemp("csv") / "data")
-
-
-@pytest.fixture(scope="session")
-def run_main() -> Callable:
-    """Run the command line in a process of its own."""
-    return tiny.run_main

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -304,21 +302,6 @@ def call_main(arguments: Sequence[Any]) -> int:
             signal.signal(number, handler)
 
 
-def start_main(arguments: Sequence[Any], **options: Any) -> subprocess.Popen:
+def start_main(arguments: Sequence[Any]) -> forked.Captured:
     """Start the main job as a process of its own, in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, str(MAIN), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        **options,
-    )
-
-
-def run_main(arguments: Sequence[Any], *, timeout: float = 120) -> subprocess.CompletedProcess:
-    """Run the main job to its end as a process of its own."""
-    process = start_main(arguments)
-    out, err = process.communicate(timeout=timeout)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return forked.start([MAIN, *arguments])

@@ -6,11 +6,11 @@ import io
 import json
 import os
 import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import yaml
 from tiny import ROOT
@@ -117,7 +117,7 @@ def test_bad_input_is_one_line(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_grid_is_every_attack_on_every_aggregator(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHON": sys.executable, "DRY_RUN": "1", "SEEDS": "3"}
+    environment = os.environ | {"PYTHON": forked.python(), "DRY_RUN": "1", "SEEDS": "3"}
     environment |= {"ATTACKS": "none sign_flip", "AGGREGATORS": "krum mean+suppress"}
     command = ["bash", str(GRID), "--rounds", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
@@ -132,7 +132,7 @@ def test_the_grid_is_every_attack_on_every_aggregator(tmp_path: Path) -> None:
 
 
 def test_bad_input_ends_the_grid() -> None:
-    environment = os.environ | {"PYTHON": sys.executable, "ATTACKS": "sign_flop"}
+    environment = os.environ | {"PYTHON": forked.python(), "ATTACKS": "sign_flop"}
     done = subprocess.run(
         ["bash", str(GRID)], capture_output=True, text=True, timeout=120, env=environment
     )

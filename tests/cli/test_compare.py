@@ -6,11 +6,11 @@ import csv
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import yaml
@@ -42,7 +42,7 @@ def protocol() -> Protocol:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What SMALL=1 leaves, with the table in out.md."""
     folder = tmp_path_factory.mktemp("small")
-    environment = os.environ | {"SMALL": "1", "SAVE_DIR": str(folder), "PYTHON": sys.executable}
+    environment = os.environ | {"SMALL": "1", "SAVE_DIR": str(folder), "PYTHON": forked.python()}
     command = ["bash", str(ROOT / "scripts" / "compare.sh")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import ast
 import csv
 import inspect
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import yaml
 from PIL import Image
@@ -182,20 +182,9 @@ def checkout(folder: Path, title: str | None = None) -> Path:
     if changed:
         for command in ("check", "format --check"):
             ruff = [sys.executable, "-m", "ruff", *command.split(), *map(str, changed)]
-            done = run(ruff, folder)
+            done = subprocess.run(ruff, cwd=folder, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout
     return folder
-
-
-def run(command: list[Any], folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 SETTINGS = """
@@ -219,8 +208,8 @@ name: run
 def main(code: Path, *options: Any) -> subprocess.CompletedProcess:
     """The main job of a copy, with tiny settings, or those of the run."""
     (code / "tiny.yaml").write_text(SETTINGS)
-    command = [sys.executable, "src/main_fednml.py", "--config", "tiny.yaml", "--quiet", *options]
-    return run(command, code)
+    command = ["src/main_fednml.py", "--config", "tiny.yaml", "--quiet", *options]
+    return forked.run(command, cwd=code)
 
 
 def train(code: Path, *options: Any) -> Path:
@@ -259,7 +248,7 @@ def test_there_are_four_examples_and_each_is_short() -> None:
 @pytest.mark.slow
 def test_the_method_of_the_example_trains(tmp_path: Path, plain: Path) -> None:
     code = checkout(tmp_path, "Add a method")
-    shown = run([sys.executable, "src/main_fednml.py", "--list", "methods"], code).stdout
+    shown = forked.run(["src/main_fednml.py", "--list", "methods"], cwd=code).stdout
     assert re.search(r"^labelsmoothing .*\n    smoothing=0\.1  ", shown, re.MULTILINE)
     folder = train(code, "--method", "labelsmoothing", "--param", "smoothing=0.3")
     assert json.loads((folder / "result.json").read_text())["method"] == "labelsmoothing"

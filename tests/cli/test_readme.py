@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,9 +46,9 @@ def run(command: list[str], folder: Path, **environment: str) -> subprocess.Comp
 
 
 def main_command(line: str) -> list[str]:
-    """The command with this interpreter and the script's absolute path."""
+    """The script's absolute path and its arguments."""
     words = shlex.split(line)
-    return [sys.executable, str(ROOT / words[1]), *words[2:]]
+    return [str(ROOT / words[1]), *words[2:]]
 
 
 README, RESULTS = commands("README.md"), commands("docs/results.md")
@@ -79,7 +80,7 @@ def test_every_name_is_listed() -> None:
 
 @pytest.mark.parametrize("line", DRY)
 def test_settings_resolve(line: str, tmp_path: Path) -> None:
-    done = run([*main_command(line), "--dry-run"], tmp_path)
+    done = forked.run([*main_command(line), "--dry-run"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "run folder" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -87,7 +88,7 @@ def test_settings_resolve(line: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", [line for line in MAIN if re.search("--list|--dry-run", line)])
 def test_shows_without_writing(line: str, tmp_path: Path) -> None:
-    done = run(main_command(line), tmp_path)
+    done = forked.run(main_command(line), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert not list(tmp_path.iterdir())
@@ -97,7 +98,7 @@ def test_shows_without_writing(line: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared is absent")
 def test_isic_resolves(line: str, tmp_path: Path) -> None:
     data = ["--data-dir", str(SHARED / "data" / "isic"), "--dry-run"]
-    done = run([*main_command(line), *data], tmp_path)
+    done = forked.run([*main_command(line), *data], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -105,27 +106,35 @@ def test_own_data_are_explained_where_absent(tmp_path: Path) -> None:
     lines = [line for line in README if "--data-dir my_data" in line]
     assert ["check_data.py" in line for line in lines] == [True, False]  # the doctor comes first
     for line in lines:
-        done = run(main_command(line), tmp_path)
+        done = forked.run(main_command(line), cwd=tmp_path)
         assert done.returncode == 2
         assert "my_data" in done.stderr and "data/README.md" in done.stderr
 
 
 def test_train_resume_and_table(tmp_path: Path) -> None:
     """The first command, shrunk; then the resume and table commands on its folder."""
-    command = [*main_command(MAIN[0]), *TINY.split(), "--name", "NAME", "--cache-dir", "cache"]
+    command = [
+        sys.executable,
+        *main_command(MAIN[0]),
+        *TINY.split(),
+        "--name",
+        "NAME",
+        "--cache-dir",
+        "cache",
+    ]
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     (resume,) = [line for line in MAIN if "--resume" in line]
-    again = run(main_command(resume), tmp_path)
+    again = forked.run(main_command(resume), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "already finished" in again.stdout
     table = next(line for line in README if line.endswith("table.py"))
-    shown = run([*main_command(table), "save/runs/NAME"], tmp_path)
+    shown = run([sys.executable, *main_command(table), "save/runs/NAME"], tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "fednml" in shown.stdout
     (report,) = [line for line in README if "report.py" in line]
     words = main_command(report)
-    written = run([*words[:2], "save/runs/NAME", *words[2:]], tmp_path)
+    written = run([sys.executable, words[0], "save/runs/NAME", *words[1:]], tmp_path)
     assert written.returncode == 0, written.stderr
     assert written.stdout.splitlines() == ["report.html", "tables.tex"]
 
@@ -133,7 +142,7 @@ def test_train_resume_and_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [line for line in RESULTS if "table.py save/tables" in line])
 def test_the_tables_are_what_their_commands_print(line: str, tmp_path: Path) -> None:
     words = main_command(line)
-    shown = run([*words[:2], str(ROOT / words[2]), *words[3:]], tmp_path)
+    shown = forked.run([words[0], ROOT / words[1], *words[2:]], cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     rows = [row for row in shown.stdout.splitlines() if row.startswith("|")]
     assert len(rows) > 4
@@ -144,7 +153,7 @@ def test_the_tables_are_what_their_commands_print(line: str, tmp_path: Path) -> 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
     (line,) = [line for line in README if "--figure" in line]
     words = main_command(line)
-    shown = run([*words[:2], str(ROOT / words[2]), *words[3:]], tmp_path)
+    shown = forked.run([words[0], ROOT / words[1], *words[2:]], cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     drawn = np.asarray(Image.open(tmp_path / "results.png"))
     assert drawn.shape == np.asarray(Image.open(ROOT / "data/figures/results.png")).shape
@@ -154,7 +163,7 @@ def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     """Two of its parts; tests/cli/test_benchmark.py has the others."""
     (line,) = [line for line in RESULTS if "benchmark.py" in line and "--small" in line]
     less = ["--parts", "evaluation", "stages", "--repeats", "1", "--save-dir", str(tmp_path)]
-    done = run([*main_command(line), *less], tmp_path)
+    done = forked.run([*main_command(line), *less], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "stage of fednml" in done.stdout
     assert len(list((tmp_path / "benchmarks").glob("*.json"))) == 1
@@ -166,7 +175,7 @@ def test_the_attacks_are_planned(tmp_path: Path) -> None:
     settings = dict(word.split("=", 1) for word in shlex.split(assigned))
     settings |= {"ATTACKS": "nan", "AGGREGATORS": "mean krum"}  # of 50 pairs: each takes seconds
     command = ["bash", str(ROOT / "scripts" / "attacks.sh"), *shlex.split(options)]
-    done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=sys.executable)
+    done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=forked.python())
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("main_fednml.py") == 2
 
@@ -198,7 +207,7 @@ def test_the_sweep_of_words_is_planned(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_published_table_is_planned(tmp_path: Path) -> None:
     (line,) = [line for line in README if "reproduce_" in line]
     words = [str(ROOT / word) if "/" in word else word for word in shlex.split(line)[1:]]
-    settings = {"SMOKE": "1", "DRY_RUN": "1", "PYTHON": sys.executable}
+    settings = {"SMOKE": "1", "DRY_RUN": "1", "PYTHON": forked.python()}
     done = run([*words, "--save-dir", str(tmp_path)], tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     assert line.startswith("SMOKE=1 ") and done.stdout.count("--dataset synthetic") == 6
@@ -215,7 +224,7 @@ def test_sweeps_are_planned(line: str, tmp_path: Path) -> None:
     settings = dict(word.split("=", 1) for word in shlex.split(assigned))
     command = ["bash", str(ROOT / "scripts" / "sweep.sh"), "--save-dir", str(tmp_path / "save")]
     command += shlex.split(options)
-    done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=sys.executable)
+    done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=forked.python())
     assert done.returncode == 0, done.stderr
     grid = (len(settings[name].split()) for name in ("METHODS", "NOISE", "MISSING", "SEEDS"))
     assert done.stdout.count("main_fednml.py") == math.prod(grid)

@@ -6,9 +6,9 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -321,8 +321,7 @@ def test_a_metric_that_is_no_number_is_damage(tmp_path, value):
 
 
 def run_script(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return forked.run([SCRIPT, *arguments], cwd=cwd)
 
 
 def test_script_prints_the_table_and_writes_csv(three_seeds, tmp_path_factory):

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from tiny import ROOT
 
@@ -37,8 +38,8 @@ def bash(script: Path, *arguments: str, **variables: str) -> subprocess.Complete
 
 
 def sweep(save_dir: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    """Run sweep.sh on a tiny data set with the running interpreter."""
-    variables = {"PYTHON": sys.executable} | GRID | variables
+    """Run sweep.sh on a tiny data set."""
+    variables = {"PYTHON": forked.python()} | GRID | variables
     place = ["--save-dir", str(save_dir)]
     return bash(ROOT / "scripts/sweep.sh", *TINY.split(), *place, *arguments, **variables)
 
@@ -131,7 +132,7 @@ def test_dry_run_prints_commands_that_can_be_pasted(swept, tmp_path):
     assert "1 runs take about" in done.stderr and "by the seconds of finished runs" in done.stderr
     assert len(runs(save_dir)) == 2
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True)
-    assert words.stdout.splitlines()[:2] == [sys.executable, str(ROOT / "src/main_fednml.py")]
+    assert words.stdout.splitlines()[:2] == [forked.python(), str(ROOT / "src/main_fednml.py")]
     assert str(save_dir) in words.stdout.splitlines()
 
 
@@ -198,7 +199,7 @@ def test_interrupted_sweep_can_go_on(tmp_path):
     arguments = [*TINY.split(), "--rounds", "2000", "--save-dir", str(tmp_path)]
     process = subprocess.Popen(
         ["bash", str(ROOT / "scripts/sweep.sh"), *arguments],
-        env=os.environ | GRID | {"PYTHON": sys.executable},
+        env=os.environ | GRID | {"PYTHON": forked.python()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

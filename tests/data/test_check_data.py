@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import tiny
@@ -170,8 +169,8 @@ def test_bad_input(tmp_path, capsys, monkeypatch, arguments, fragment):
 def test_runs_as_a_script_on_synthetic(tmp_path):
     size = ["--train-images", "60", "--test-images", "40", "--image-size", "32"]
     places = ["--cache-dir", str(tmp_path / "cache"), "--save-dir", str(tmp_path / "save")]
-    command = [sys.executable, str(ROOT / "scripts/check_data.py"), "synthetic", *size, *places]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    command = [ROOT / "scripts/check_data.py", "synthetic", *size, *places]
+    done = forked.run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "save/checks/synthetic.png").exists()
 

@@ -8,12 +8,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from tiny import call_main, command, read_table, start_main, write_table
 
@@ -27,11 +27,11 @@ FLAWS = {"method": "fednml", "noise": 0.3, "missing": 0.5, "rounds": ROUNDS}
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen]]:
+def start() -> Iterator[Callable[..., forked.Captured]]:
     """Start the main job as a process; whatever is left of its session is killed at the end."""
-    started: list[subprocess.Popen] = []
+    started: list[forked.Captured] = []
 
-    def start_one(arguments: Sequence[Any]) -> subprocess.Popen:
+    def start_one(arguments: Sequence[Any]) -> forked.Captured:
         started.append(start_main(arguments))
         return started[-1]
 
@@ -82,7 +82,7 @@ def rows_done(folder: Path) -> int:
     return len(read_table(path)) - 1 if path.exists() else 0
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
+def wait_for(condition: Callable[[], bool], process: forked.Captured | None = None) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if process is not None and process.poll() is not None:
