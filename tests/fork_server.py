@@ -41,7 +41,10 @@ def settings(variables: dict[str, str]) -> dict[str, str]:
     """Those variables that a process must have had from the start."""
     found = {name: value for name, value in variables.items() if name.startswith(READ_AT_START)}
     found.pop("PYTHON", None)  # what our shell scripts read
-    return found
+    threads = found.get("OMP_NUM_THREADS")  # which libraries follow that have none of their own
+    return {n: v for n, v in found.items() if not n.endswith("_NUM_THREADS") or v != threads} | {
+        "threads": threads or ""
+    }
 
 
 def checkout_of(command: list[str], cwd: str) -> Path | None:

@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,7 @@ def test_what_is_there_is_skipped_and_what_was_killed_repeated(
         assert step("tune", folder, *TWO) == 0
     write(folder / "tuning.csv", before[1:])
     name = "{setting}-{method}-c{candidate}-s{seed}".format(**before[0])
+    monkeypatch.setattr(sys, "executable", forked.python())
     killed = folder / "runs" / name
     (killed / "checkpoint").mkdir(parents=True)
     assert step("tune", folder, *TWO, "--keep") == 0

@@ -192,6 +192,15 @@ def test_all_programs_end_in_the_same_way(path: Path) -> None:
     assert path.read_text().rstrip().endswith("end_with(main)")
 
 
+@pytest.mark.parametrize("name", ["attack_table", "benchmark", "compare"])
+def test_a_program_starts_with_nothing_imported(name: str, tmp_path: Path) -> None:
+    """Elsewhere a process that has imported everything starts these, and only these."""
+    command = [sys.executable, ROOT / "scripts" / f"{name}.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {name}.py ")
+
+
 @pytest.mark.parametrize(
     ("act", "code"),
     [
