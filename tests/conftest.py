@@ -21,14 +21,15 @@ from utils_.datasets.base import ImageDataset
 
 LONGEST = (  # each takes more than twenty seconds of one core
     "test_honesty.py",
-    "test_readme.py",
-    "test_compare.py",
-    "test_resume.py",
     "test_training_options.py",
-    "test_scripts.py",
-    "test_portability.py",
     "test_own_data.py",
+    "test_portability.py",
+    "test_html_report.py",
+    "test_determinism.py",
+    "test_compare.py",
     "test_benchmark.py",
+    "test_readme.py",
+    "test_site_detection.py",
 )
 THREADS = int(os.environ.get("FEDNML_TEST_THREADS", "1"))
 

@@ -52,9 +52,9 @@ def checkout_of(command: list[str], cwd: str) -> Path | None:
     if not command or not command[0].endswith(".py"):
         return None
     script = Path(cwd, command[0]).resolve()
-    root = script.parents[1] if len(script.parents) > 1 else script.parent
-    fits = script.is_file() and script.parent.name in PROGRAMS
-    return root if fits and (root / "src" / "main_fednml.py").is_file() else None
+    roots = [folder.parent for folder in script.parents if folder.name in PROGRAMS]
+    found = (root for root in roots if (root / "src" / "main_fednml.py").is_file())
+    return next(found, None) if script.is_file() else None
 
 
 class Server:

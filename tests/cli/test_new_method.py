@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from tiny import ROOT
 
@@ -133,7 +134,7 @@ def test_what_is_written_passes_the_checks(begun: tuple[Path, dict[str, str], st
 @pytest.mark.slow
 def test_the_method_is_listed(begun: tuple[Path, dict[str, str], str]) -> None:
     root, *_ = begun
-    shown = run(root, "src/main_fednml.py", "--list", "methods").stdout
+    shown = forked.run(["src/main_fednml.py", "--list", "methods"], cwd=root).stdout
     assert re.search(rf"^{NAME} .*\n    strength=0\.0  weight", shown, re.MULTILINE)
 
 
