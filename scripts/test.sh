@@ -12,6 +12,7 @@ cd -- "$root"
 
 python=.venv/bin/python
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the tests run side by side, one core each
+unset PYTHONDONTWRITEBYTECODE                # else every process compiles all tests anew
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
