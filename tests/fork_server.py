@@ -102,21 +102,30 @@ class Server:
     def _accept(self) -> tuple[dict[str, Any], list[int]] | None:
         connection, _ = self._listener.accept()
         head, files, _, _ = socket.recv_fds(connection, 8, 3)
-        text = connection.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
-        request = json.loads(text)
-        root = checkout_of(request["command"], request["cwd"])
-        if root is None or settings(request["env"]) != self._started:
-            _answer(connection, "", last=True)
+        try:
+            request = json.loads(connection.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
+        except (ValueError, ConnectionError):  # whoever asked was killed while asking
+            connection.close()
         else:
-            process = os.fork()
-            if not process:
-                self._close(connection)
-                return request | {"root": root}, files
-            self._connections[process] = connection
-            _answer(connection, str(process))
+            if self._fork(request, connection):
+                return request, files
         for file in files:
             os.close(file)
         return None
+
+    def _fork(self, request: dict[str, Any], connection: socket.socket) -> bool:
+        """Whether this is the new process."""
+        request["root"] = checkout_of(request["command"], request["cwd"])
+        if request["root"] is None or settings(request["env"]) != self._started:
+            _answer(connection, "", last=True)
+            return False
+        process = os.fork()
+        if not process:
+            self._close(connection)
+            return True
+        self._connections[process] = connection
+        _answer(connection, str(process))
+        return False
 
     def _close(self, own: socket.socket) -> None:
         """What a forked process has not."""
@@ -165,6 +174,8 @@ def forget() -> None:
 
 def without_pictures(root: Path) -> None:
     """A run draws no labels, as in conftest.py."""
+    if not (root / "src" / "simulation.py").is_file():
+        return
     sys.path.insert(0, str(root))
     from src.simulation import Simulation
 

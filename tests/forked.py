@@ -5,6 +5,8 @@ each program: with a number, files, signals, an exit code and a session of its o
 while Python or a library starts (options of the interpreter, thread settings) cannot be changed
 there; the server refuses it, and the interpreter of :func:`python` then starts as it always does.
 
+With FEDNML_TEST_FORKS=0, and where forking is not safe, all are started by the interpreter itself.
+
 This module imports little: it is also what that interpreter runs.
 """
 
@@ -24,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+FORKS = sys.platform == "linux" and os.environ.get("FEDNML_TEST_FORKS") != "0"
 HERE = Path(__file__).resolve().parent
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STAND_IN = """#!{python} -ISB
@@ -131,7 +134,7 @@ def start(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     pictures: bool = False,
-) -> Captured:
+) -> Captured | subprocess.Popen[str]:
     """Start a program.
 
     Args:
@@ -140,6 +143,17 @@ def start(
         pictures: let a run draw its labels, on which a tiny one would spend most of its time.
     """
     place, variables = str(cwd or Path.cwd()), dict(os.environ if env is None else env)
+    if not FORKS:
+        return subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=place,
+            env=variables,
+            start_new_session=True,
+        )
     options = {"cwd": place, "env": variables, "ignored": [], "executable": python()}
     return Captured(command, **options, pictures=pictures)
 
@@ -165,7 +179,7 @@ def python() -> str:
     signals on, ends with its code, and takes it along when it is killed. All else, options as
     ``-c`` too, it runs as Python does.
     """
-    return _server()[1]
+    return _server()[1] if FORKS else sys.executable
 
 
 @functools.cache
