@@ -9,11 +9,8 @@ Exit codes: 0 done, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +42,7 @@ from scripts.audit_code.worklist import (
     suspects,
 )
 from utils_.errors import UserError
-from utils_.files import write_text
+from utils_.files import atomic_folder, write_text
 from utils_.script import Parser, end_with
 from utils_.suspects import Doubt
 
@@ -135,7 +132,7 @@ def audit(options: argparse.Namespace) -> None:
     federation = observe(run, options)
     facts = judge_classes(federation.given, run.dataset.classes, least=options.least)
     doubt = doubts(federation, facts)
-    with _draft(out) as draft:
+    with atomic_folder(out) as draft:
         lines = write_sites(run, federation, doubt, facts, draft=draft, options=options)
         told = judge(run, federation, doubt, draft)
     print("\n".join([*lines, *_told_of_classes(facts, options.least), *told, f"\naudit: {out}"]))
@@ -225,18 +222,6 @@ def _told_of_classes(facts: Sequence[ClassFacts], least: int) -> list[str]:
     if not any(fact.status == JUDGED for fact in facts):
         told.append("no class is judged; see --least")
     return told
-
-
-@contextmanager
-def _draft(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes it when the block succeeds."""
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def apply(options: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 import traceback
@@ -29,6 +28,7 @@ from src.results import final_table
 from src.run_folder import (
     IMAGES,
     SETTINGS,
+    alone_in,
     answer,
     check_writable,
     existing_parent,
@@ -47,7 +47,7 @@ from utils_.datasets.label_files.groups import GROUPED
 from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError, as_known, some
-from utils_.files import write_json, write_text
+from utils_.files import atomic_folder, write_json, write_text
 from utils_.predictions import FILE as PREDICTIONS
 from utils_.predictions import write_predictions
 from utils_.reporting.model_card import CARD, model_card
@@ -137,7 +137,8 @@ def start(settings: dict[str, Any], *, quiet: bool, engine: Engine = IN_PROCESS)
         simulation, scenario = _prepare(config, listed, quiet=quiet, engine=engine)
         _create_folder(folder, simulation, scenario, inputs=inputs)
         engine.begun(folder)
-    return _run(simulation, folder, quiet=quiet)
+    with alone_in(folder):
+        return _run(simulation, folder, quiet=quiet)
 
 
 def present_inputs(config: Config, inputs: Mapping[str, str], *, quiet: bool) -> dict[str, str]:
@@ -194,14 +195,15 @@ def resume(
     config = _resumed(folder, settings)
     if (folder / "DONE").exists():
         return finished_table(folder)
-    with held_log():
-        engine.resumed(folder)
-        listed = engine.load(config, quiet=True, labels_only=True)
-        simulation, _ = _prepare(config, listed, quiet=quiet, begun=folder, engine=engine)
-        simulation.resume(folder)
-    for half_written in folder.rglob(".*.tmp"):  # by a process that was killed
-        half_written.unlink()
-    return _run(simulation, folder, quiet=quiet)
+    with alone_in(folder):
+        with held_log():
+            engine.resumed(folder)
+            listed = engine.load(config, quiet=True, labels_only=True)
+            simulation, _ = _prepare(config, listed, quiet=quiet, begun=folder, engine=engine)
+            simulation.resume(folder)
+        for half_written in folder.rglob(".*.tmp"):  # by a process that was killed
+            half_written.unlink()
+        return _run(simulation, folder, quiet=quiet)
 
 
 def _resumed(folder: Path, settings: dict[str, Any]) -> Config:
@@ -320,26 +322,27 @@ def _create_folder(
         "command": sys.argv,
         "made_from": made_from(config, inputs, images=dataset.image_key, scenario=scenario.key),
     }
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    truth = reference(dataset, scenario, noise=bool(config.noise))
+    tables = {
+        "clients": client_table(scenario, dataset, simulation.names, truth=truth),
+        "site_classes": class_table(scenario, dataset, simulation.names),
+        "assignments": assignment_table(scenario, dataset),
+    }
     try:
-        draft.mkdir(parents=True)
-        write_text(draft / "config.yaml", config.to_yaml())
-        write_json(draft / "env.json", describe(ROOT) | settings)
-        truth = reference(dataset, scenario, noise=bool(config.noise))
-        tables = {
-            "clients": client_table(scenario, dataset, simulation.names, truth=truth),
-            "site_classes": class_table(scenario, dataset, simulation.names),
-            "assignments": assignment_table(scenario, dataset),
-        }
-        for name, table in tables.items():
-            write_text(draft / f"{name}.csv", table.to_csv(index=False))
-        draft.rename(folder)
+        with atomic_folder(folder) as draft:
+            write_text(draft / "config.yaml", config.to_yaml())
+            write_json(draft / "env.json", describe(ROOT) | settings)
+            for name, table in tables.items():
+                write_text(draft / f"{name}.csv", table.to_csv(index=False))
     except OSError as error:
+        if folder.exists():
+            raise UserError(
+                f"{folder}: another process has begun this run just now; wait until it has ended, "
+                "or choose another --name"
+            ) from error
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); choose another --save-dir or --name"
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from utils_.datasets.base import ImageDataset
 from utils_.datasets.digest import labels_digest
 from utils_.errors import UserError
 from utils_.files import file_digest
+from utils_.folder_lock import held
 
 SETTINGS, IMAGES, SCENARIO = "settings", "images", "scenario"
 SPOKEN = {SETTINGS: "settings (config.yaml)", SCENARIO: "data, split, noise or masks"}
@@ -157,6 +159,24 @@ def refuse_changed(folder: Path, present: Mapping[str, str]) -> None:
             f"--resume {folder}: the {' and '.join(names)} are not those the run began with; "
             "restore them, or start anew under another --name"
         )
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from the run: two would write its files in turn.
+
+    Raises:
+        UserError: another process is at work on it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder))
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: another process is at work on this run; wait until it has ended, or "
+                f"end it and go on with --resume {folder}"
+            ) from error
+        yield
 
 
 def existing_parent(path: Path) -> Path:

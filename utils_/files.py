@@ -1,35 +1,90 @@
-"""Files that are either whole or absent: written beside their place, synced, then renamed."""
+"""Files and folders, whole or absent: written beside their place, synced, then renamed."""
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES, DAY = 2**20, 86400
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to ``path`` when the block succeeds.
 
-    The folder is created. If the block raises, the temporary file is removed.
+    The folder is created. If the block raises, the temporary file is removed. Once this returns,
+    the file outlasts a loss of power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.chmod(0o644)  # some writers make files that only the owner can read
         temporary.replace(path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; when the block succeeds, it becomes ``path``.
+
+    Raises:
+        OSError: ``path`` exists and is not empty, or cannot be written.
+    """
+    draft = _temporary(path)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        for below in sorted(draft.rglob("*"), reverse=True):
+            if not below.is_symlink():
+                _sync(below) if below.is_file() else sync_folder(below)
+        sync_folder(draft)
+        draft.rename(path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside ``path``; what processes that were killed have left of such is removed."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):  # somebody else has just finished or removed it
+            if time.time() - old.stat().st_mtime > DAY:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    mark = f"{os.getpid()}-{time.monotonic_ns()}"  # containers that share a disk share their pids
+    return path.with_name(f".{path.name}.{mark}.tmp")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder outlast a loss of power, where its disk can do that."""
+    if os.name != "posix":  # a folder cannot be opened elsewhere
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of network and other file systems
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path, kind: str) -> str:

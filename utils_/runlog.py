@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import re
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ GROUPS = ("train", "val", "test", "labels")
 TAG_ORDER = (*GROUPS, "cost", "run")
 COSTS = ("seconds", "bytes")
 FLUSH_SECONDS = 10
+logger = logging.getLogger("fednml")
 
 # Columns that hardly change from round to round: metrics.csv has them, TensorBoard does not.
 OUT_OF_SIGHT = re.compile(r"bytes_|(val|test)_classes_")
@@ -91,6 +94,8 @@ class RunLog:
         elif history is not None:  # resumed before the first checkpoint
             (self.folder / METRICS_FILE).unlink(missing_ok=True)
         self._start = int(self.rows[-1]["round"]) + 1 if self.rows else 0
+        self._hook = threading.excepthook
+        threading.excepthook = self._failed_aside
         self._writer = SummaryWriter(
             str(self.folder),
             purge_step=None if history is None else self._start,
@@ -204,13 +209,24 @@ class RunLog:
 
     def close(self) -> None:
         """Write what is pending and close the files."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._hook
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _failed_aside(self, told: threading.ExceptHookArgs) -> None:
+        """One line for TensorBoard's own thread; its next call raises the same error here."""
+        if isinstance(told.exc_value, OSError):
+            reason = told.exc_value.strerror or told.exc_value
+            logger.warning("%s: TensorBoard's events cannot be written: %s", self.folder, reason)
+        else:
+            self._hook(told)
 
     def _summary(self, summary: Any, step: int) -> None:
         file_writer: Any = self._writer.file_writer  # None by its type, but there until closed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from utils_.datasets.label_files.image_column import lead_by_images
 from utils_.datasets.label_files.tables import CsvTable, read_csv, shown
 from utils_.datasets.label_files.text_files import edited
 from utils_.errors import UserError, nearest
-from utils_.files import write_text
+from utils_.files import atomic_folder, write_text
 from utils_.spreadsheet import harmless, sheet
 
 NEEDED = ("image", "class", "answer")
@@ -162,18 +161,15 @@ def correct_files(
     if folder.exists():
         raise UserError(f"--out {folder}: exists; name a new folder")
     data, changed = _corrected(source / TRAINING_FILE, source / "images", dataset, answers)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        _fill(draft, source, data)
-        write_text(draft / LIST_OF_CHANGES, _list_of(changed, dataset))
-        _check_reading(config, draft, dataset, answers)
-        draft.rename(folder)
+        with atomic_folder(folder) as draft:
+            _fill(draft, source, data)
+            write_text(draft / LIST_OF_CHANGES, _list_of(changed, dataset))
+            _check_reading(config, draft, dataset, answers)
     except OSError as error:
         raise UserError(
             f"--out {folder}: cannot be written ({error.strerror}); name another folder"
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Correction(len(changed), len(answers), folder)
 
 
@@ -219,7 +215,6 @@ def _spelt(column: Column, label: float) -> str:
 
 
 def _fill(draft: Path, source: Path, data: bytes) -> None:
-    draft.mkdir(parents=True)
     for path in sorted(source.glob("*.csv")):
         if path.name != LIST_OF_CHANGES:
             shutil.copyfile(path, draft / path.name)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tiny import ROOT
 
 from utils_.environment import describe, processor_count
 from utils_.errors import UserError, nearest
-from utils_.files import atomic_path, write_json, write_text
+from utils_.files import atomic_folder, atomic_path, write_json, write_text
 from utils_.rng import derive, derive_seed
 
 
@@ -58,6 +59,59 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, ROOT, target], check=False)
     assert done.returncode == -9
     assert target.read_text() == "old"
+
+
+def test_a_file_is_synced_before_it_has_its_name_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a loss of power could leave an empty file, or none where an older one was removed."""
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        synced.append((path.name, (tmp_path / "made").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "made", "text")
+    temporary = f".made.{os.getpid()}.tmp"
+    assert synced == [(temporary, False), (tmp_path.name, True)]
+    (tmp_path / "made").unlink()
+    synced.clear()
+    with atomic_folder(tmp_path / "made") as draft:
+        (draft / "below").mkdir()
+        (draft / "below" / "file").write_bytes(b"of another library")
+    before = [(name, False) for name in ("file", "below", temporary)]
+    assert synced == [*before, (tmp_path.name, True)]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fill(broken: bool) -> None:
+        with atomic_folder(tmp_path / "a" / "made") as draft:
+            (draft / "file").write_text("text")
+            if broken:
+                raise RuntimeError("broke off")
+
+    with pytest.raises(RuntimeError, match="broke off"):
+        fill(broken=True)
+    assert list((tmp_path / "a").iterdir()) == []
+    fill(broken=False)
+    assert (tmp_path / "a" / "made" / "file").read_text() == "text"
+    with pytest.raises(OSError, match="not empty"):
+        fill(broken=False)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["made"]
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    """Half a cache of drawn images may be large, and nobody else looks for it."""
+    old, young = tmp_path / ".file[1].123.tmp", tmp_path / ".file[1].124.tmp"
+    folder, other = tmp_path / ".file[1].125.tmp", tmp_path / ".file1.126.tmp"
+    for path in (old, young, other, folder / "below"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    for path in (old, other, folder):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    write_text(tmp_path / "file[1]", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"file[1]", young.name, other.name}
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:

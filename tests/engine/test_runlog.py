@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import threading
 import time
 
 import numpy as np
@@ -339,3 +341,25 @@ def test_suspects_of_one_kind_alone_are_drawn(wrong: bool, tmp_path):
     figure = suspects_picture(np.array([np.nan, 0.6]), np.array([wrong, wrong]))
     figure.savefig(tmp_path / "picture.png")
     assert "0\n0%" in [text.get_text() for text in figure.axes[0].texts]
+
+
+# ---- a full disk
+
+
+def test_a_full_disk_is_one_line_and_no_traceback(
+    tmp_path, monkeypatch, caplog, capfd: pytest.CaptureFixture
+) -> None:
+    """TensorBoard writes in a thread of its own, which would print its own traceback."""
+
+    def full(self, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    hook = threading.excepthook
+    with pytest.raises(OSError, match="No space left"), RunLog(tmp_path) as log:
+        monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+        log.row({"round": 0, "val_mAP": 0.5})
+        log.row({"round": 1, "val_mAP": 0.5})
+    assert threading.excepthook == hook
+    assert "Traceback" not in capfd.readouterr().err
+    told = "TensorBoard's events cannot be written: No space left on device"
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path}: {told}"]

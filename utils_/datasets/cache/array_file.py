@@ -18,11 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from utils_.errors import UserError
-from utils_.files import write_text
+from utils_.files import DAY, sync_folder, write_text
 
 logger = logging.getLogger("fednml")
 BLOCK_BYTES = 16 * 2**20
-DAY = 86400
 FACTS = "images"  # the key beside length and checksum
 
 
@@ -141,6 +140,7 @@ def publish(temporary: Path, path: Path, facts: dict[str, Any] | None = None) ->
         FACTS: facts,
     }
     temporary.replace(path)
+    sync_folder(path.parent)
     try:
         write_text(path.with_suffix(".json"), json.dumps(check))
     except BaseException:
