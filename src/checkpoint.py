@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from src.client import Client
     from src.server import Server
 
+FLOAT = np.dtype(np.float32)
 DAMAGED = (SafetensorError, OSError, KeyError, TypeError, ValueError)  # what a damaged file raises
 
 
@@ -62,25 +63,43 @@ def load_checkpoint(
     newest = round_file(folder, found[-1])
     try:
         arrays, progress = read_sealed(newest)
+        if not all("round" in row for row in progress["history"]):
+            raise ValueError("a round of its history has no number")
+        best = _restore(arrays, server, clients)
     except DAMAGED as error:
         raise UserError(
             f"{newest}: damaged checkpoint ({error}); delete it to resume from an older one "
             "or from the start"
         ) from error
-    server.model = torch.from_numpy(arrays.pop("server.model"))
-    best = torch.from_numpy(arrays.pop("best"))
     server.round = found[-1]
+    return best, progress
+
+
+def _restore(
+    arrays: dict[str, np.ndarray], server: Server, clients: Sequence[Client]
+) -> torch.Tensor:
+    """Hand out the arrays of a checkpoint; return the best model.
+
+    Raises:
+        KeyError, ValueError: one is absent, of nobody, or not of the shape that it must have.
+    """
+    model, best = arrays.pop("server.model"), arrays.pop("best")
+    shape = tuple(server.model.shape)
+    if (model.shape, best.shape[-1:]) != (shape, shape) or {model.dtype, best.dtype} != {FLOAT}:
+        raise ValueError("its models are not of this run")
     states: dict[str, dict[str, np.ndarray]] = {str(client.index): {} for client in clients}
+    memory = {}
     for name, array in arrays.items():
         owner, _, rest = name.partition(".")
         number, _, key = rest.partition(".")
         if owner == "server":
-            server.memory[key] = array
+            memory[key] = array
         else:
             states[number][key] = array
     for client in clients:
         client.load_state(states[str(client.index)])
-    return best, progress
+    server.model, server.memory = torch.from_numpy(model), server.memory | memory
+    return torch.from_numpy(best)
 
 
 def round_file(folder: Path, round: int) -> Path:

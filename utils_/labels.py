@@ -85,8 +85,14 @@ class LabelState:
         return {name: getattr(self, name).copy() for name in ("target", "weight", "status")}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            KeyError, ValueError: an array is absent or of other images or classes.
+        """
         for name in ("target", "weight", "status"):
+            if state[name].shape != self.observed.shape:
+                raise ValueError(f"label {name} of shape {state[name].shape}")
             getattr(self, f"_{name}")[:] = state[name]
 
 

@@ -257,12 +257,16 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Read ``metrics.csv`` of a run back to the same numbers, bit for bit; blanks are left out."""
+    """Read ``metrics.csv`` of a run back to the same numbers, bit for bit; blanks are left out.
+
+    Raises:
+        ValueError: a row has more cells than the header, or a cell is no number.
+    """
     with (Path(folder) / METRICS_FILE).open(encoding="utf-8", newline="") as file:
-        return [
-            {name: _parsed_number(text) for name, text in row.items() if text}
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    if any(None in row for row in rows):
+        raise ValueError("a row has more cells than the header")
+    return [{name: _parsed_number(text) for name, text in row.items() if text} for row in rows]
 
 
 def tag_of(column: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tiny import make_plan
 
-from src.checkpoint import load_checkpoint, save_checkpoint
+from src.checkpoint import load_checkpoint, read_sealed, save_checkpoint, write_sealed
 from src.client import Client
 from src.methods import method_class
 from src.server import Server
@@ -157,6 +158,43 @@ def test_a_damaged_checkpoint_is_one_line(kind: str, tmp_path: Path) -> None:
     save(tmp_path)
     path = tmp_path / "round-000007.safetensors"
     damage(kind, path)
+    assert_refused(tmp_path, path)
+
+
+Arrays = dict[str, np.ndarray]
+FORGED: dict[str, tuple[Callable[[Arrays], object], object]] = {
+    "no model": (lambda arrays: arrays.pop("server.model"), {"history": HISTORY}),
+    "no best": (lambda arrays: arrays.pop("best"), {"history": HISTORY}),
+    "a longer model": (
+        lambda arrays: arrays.update({"server.model": np.zeros(6, np.float32)}),
+        {"history": HISTORY},
+    ),
+    "another type": (lambda arrays: arrays.update(best=np.zeros(5)), {"history": HISTORY}),
+    "one label for all": (
+        lambda arrays: arrays.update({"client.0.labels.weight": np.ones((1, 3), np.float32)}),
+        {"history": HISTORY},
+    ),
+    "no labels": (lambda arrays: arrays.pop("client.1.labels.status"), {"history": HISTORY}),
+    "a third client": (
+        lambda arrays: arrays.update({"client.2.memory.x": np.ones(1)}),
+        {"history": HISTORY},
+    ),
+    "of nobody": (lambda arrays: arrays.update(x=np.ones(1)), {"history": HISTORY}),
+    "no history": (lambda arrays: None, {}),
+    "a list": (lambda arrays: None, [1]),
+    "rounds without number": (lambda arrays: None, {"history": [{"val_mAP": 1.0}]}),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_checkpoint_of_something_else_is_one_line(case: str, tmp_path: Path) -> None:
+    """Its checksum is right: another program, or somebody with a purpose, has written it."""
+    change, progress = FORGED[case]
+    save(tmp_path)
+    path = tmp_path / "round-000007.safetensors"
+    arrays, _ = read_sealed(path)
+    change(arrays)
+    write_sealed(path, arrays, progress)
     assert_refused(tmp_path, path)
 
 

@@ -343,6 +343,14 @@ def test_suspects_of_one_kind_alone_are_drawn(wrong: bool, tmp_path):
     assert "0\n0%" in [text.get_text() for text in figure.axes[0].texts]
 
 
+@pytest.mark.parametrize("text", ["round,loss\n0,0.5,0.7\n", "round,loss\n0,many\n"])
+def test_a_table_that_is_none_is_a_value_error(text, tmp_path) -> None:
+    """As report.py expects, which names the run and goes on with the others."""
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"more cells than the header|could not convert"):
+        read_metrics(tmp_path)
+
+
 # ---- a full disk
 
 

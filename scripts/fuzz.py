@@ -1,0 +1,182 @@
+"""Give wrong input to all that reads: python scripts/fuzz.py [--inputs 100000] [--targets NAME ...]
+
+Label files, split files, answers, YAML, the command line, images, npz, caches, weights, models,
+checkpoints and folders of runs, all of them valid ones with changes by chance. Each input must be
+read or refused in one line, within 5 s and 1 GB, with nothing written outside the folder given.
+Exit codes: 0 all were, 1 some were not (each is named, with the words that repeat it), 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts.fuzz_code.mutate import mutated
+from utils_.errors import UserError
+from utils_.rng import derive
+from utils_.script import Parser, end_with, exit_code
+
+if TYPE_CHECKING:
+    from scripts.fuzz_code.targets import Target
+
+SECONDS, BYTES = 5, 2**30
+SHOWN = 20
+CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
+STARTING = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the inputs; return the exit code."""
+    return exit_code(lambda: _main(arguments), name="fuzz", interrupted="start it again")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=100_000, help="of all targets (100000)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first (0)")
+    parser.add_argument("--seed", type=int, default=1, help="of the changes (1)")
+    parser.add_argument("--targets", nargs="+", metavar="NAME", help="only these")
+    options = parser.parse_args(arguments)
+    if options.inputs < 1 or options.first < 0:
+        raise UserError("--inputs, --first: give a number from 1, and one from 0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        return fuzz(Path(folder).resolve(), options)
+
+
+def fuzz(folder: Path, options: argparse.Namespace) -> int:
+    """Try the inputs on each target in turn and print what came of it."""
+    targets = _chosen(folder, options.targets)
+    each = -(-options.inputs // len(targets))
+    failed = []
+    print(f"{'target':<14}{'inputs':>8}{'read':>8}{'refused':>8}{'failed':>8}{'slowest':>9}")
+    for target in targets.values():
+        target.read()  # which is refused nowhere as long as nothing is wrong
+    with only_below(folder), _little_memory():
+        for name, target in targets.items():
+            counts = {"read": 0, "refused": 0, "failed": 0}
+            slowest = 0.0
+            for number in range(options.first, options.first + each):
+                verdict, why, seconds = attempt(name, target, seed=options.seed, number=number)
+                counts[verdict] += 1
+                slowest = max(slowest, seconds)
+                if why:
+                    again = f"--targets '{name}' --first {number} --inputs 1 --seed {options.seed}"
+                    failed.append(f"{again}: {why}")
+            cells = "".join(f"{count:>8}" for count in (each, *counts.values()))
+            print(f"{name:<14}{cells}{slowest:>8.2f}s", flush=True)
+    print(f"{each * len(targets)} inputs, {len(failed)} failed")
+    print("\n".join(failed[:SHOWN]))
+    return int(bool(failed))
+
+
+def _chosen(folder: Path, names: Sequence[str] | None) -> dict[str, Target]:
+    import logging
+
+    from scripts.fuzz_code.targets import make_targets
+    from utils_.errors import nearest
+
+    logging.disable(logging.CRITICAL)
+    every = make_targets(folder)
+    for name in names or ():
+        if name not in every:
+            raise UserError(f"--targets {name}: no such target; {nearest(name, every)}")
+    return {name: target for name, target in every.items() if not names or name in names}
+
+
+def attempt(name: str, target: Target, *, seed: int, number: int) -> tuple[str, str, float]:
+    """Spoil one file and read: ``read``, ``refused`` or ``failed``, why, and the seconds."""
+    path = target.files[derive(seed, "file", name, number).integers(len(target.files))]
+    valid = [path.read_bytes()]
+    path.write_bytes(mutated(seed, name, number, valid=valid))
+    begun = time.perf_counter()
+    try:
+        with _time_limit():
+            target.read()
+        verdict, why = "read", ""
+    except (UserError, *target.refusals):
+        verdict, why = "refused", ""
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        verdict, why = "failed", f"{type(error).__name__} ({where}): {str(error)[:200]}"
+    finally:
+        path.write_bytes(valid[0])
+    return ("failed" if why else verdict), why, time.perf_counter() - begun
+
+
+class TookTooLong(Exception):
+    """An input was not read within the time."""
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise TookTooLong(f"more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _little_memory() -> Iterator[None]:
+    """More than ``BYTES`` on top of what is in use raises MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class WroteOutside(BaseException):
+    """Something outside the folder was changed, or a program or a connection started."""
+
+
+@contextmanager
+def only_below(folder: Path) -> Iterator[None]:
+    """Raise where Python opens for writing, or changes, what is not below ``folder``."""
+    active = True
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if not active:
+            return
+        if event in STARTING:
+            raise WroteOutside(f"{event} {arguments}")
+        writes = event == "open" and isinstance(arguments[2], int)
+        writes = writes and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if (writes or event in CHANGING) and isinstance(arguments[0], str | bytes | os.PathLike):
+            path = Path(os.fsdecode(arguments[0])).resolve()
+            if not path.is_relative_to(folder) and path != Path(os.devnull):
+                raise WroteOutside(f"{event} {path}")
+
+    sys.addaudithook(watch)
+    try:
+        yield
+    finally:
+        active = False
+
+
+if __name__ == "__main__":
+    end_with(main)
