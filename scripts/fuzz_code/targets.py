@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import shutil
@@ -121,6 +122,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "model": Target([run / "best.safetensors"], partial(_open, run / "best.safetensors")),
         "checkpoint": Target([checkpoint], partial(_resume, examples)),
         "sealed": _sealed(examples, checkpoint),
+        **_messages(examples),
     }
 
 
@@ -278,6 +280,18 @@ def _sealed(examples: Examples, checkpoint: Path) -> Target:
             checkpoint.write_bytes(before)
 
     return Target([forged], read)
+
+
+def _messages(examples: Examples) -> dict[str, Target]:
+    """Flower's records; nothing where Flower is not installed."""
+    if importlib.util.find_spec("flwr") is None:
+        return {}
+    from scripts.fuzz_code import records
+    from src.flower.records import BadRecord
+
+    pairs = zip(("array", "values"), records.examples(), strict=True)
+    files = [examples.write(name, data) for name, data in pairs]
+    return {"records": Target(files, partial(records.read, *files), (BadRecord,))}
 
 
 def _parsed(path: Path) -> dict[str, Any]:

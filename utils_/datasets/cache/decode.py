@@ -207,7 +207,7 @@ def decode_chunk(
     images = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
     results = []
     with warnings.catch_warnings():
-        # Odd EXIF data and images of 90 to 179 megapixels are usable; beyond that Pillow raises.
+        # Odd EXIF data and images of 90 megapixels and more are usable, as long as memory allows.
         warnings.simplefilter("ignore")
         for image, path in zip(images, paths, strict=True):
             results.append(_decode_into(image, path, fit, pixel_range))

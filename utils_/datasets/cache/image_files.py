@@ -8,7 +8,7 @@ from contextlib import suppress
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils_.datasets.cache.dicom import read_dicom
-from utils_.datasets.cache.picture import SIXTEEN_BITS, Picture, is_deep
+from utils_.datasets.cache.picture import SIXTEEN_BITS, Picture, check_memory, is_deep
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
@@ -54,6 +54,7 @@ def open_picture(data: bytes, *, edge: int, fit: str) -> Picture:
     width, height = (max(1, length * edge // side) for length in image.size)
     image.draft(None, (width, height))
     wide = _is_wide(image)
+    check_memory(image)
     image.load()
     full = None if image.mode == "F" else SIXTEEN_BITS
     return Picture(_upright(image), negative, None, full, pages, wide)

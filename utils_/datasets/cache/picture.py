@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from utils_.datasets.cache.pixel_range import AUTO, FULL, Bounds, parse_range, shades
+from utils_.datasets.cache.pixel_range import AUTO, FULL, Bounds, in_blocks, parse_range, shades
 
 SIXTEEN_BITS = (0.0, 65535.0)
 UNUSED_COLOURS = 32  # 16-bit colours whose upper byte stays below this are nearly black
 DEEP, WINDOWED = "deep", "windowed"
 WIDE = "wide"  # colours of 16 bits, taken as they are because the full range was asked for
+MEMORY = 10**9  # bytes that one image may take while it is decoded
+BYTES, MOST_BYTES = {"1": 6, "L": 6, "RGB": 8, "I;16": 8}, 10  # of a pixel, as measured
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,22 @@ def to_rgb(picture: Picture, pixel_range: str) -> Image.Image:
     if picture.wide and pixel_range != FULL:
         _check_colours(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        colours = image.convert("RGBA")
+        colours = image if image.mode == "RGBA" else image.convert("RGBA")
         black = Image.new("RGB", image.size)
         black.paste(colours, mask=colours.getchannel("A"))
         return black
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def check_memory(image: Image.Image) -> None:
+    """Raises ValueError for an image that is not loaded yet and would take too much memory."""
+    pixels = image.width * image.height
+    needed = pixels * BYTES.get(image.mode, MOST_BYTES)
+    if needed > MEMORY:
+        raise ValueError(
+            f"{pixels / 1e6:.0f} million pixels of {image.mode} take {needed / 1e9:.1f} GB of "
+            "memory; scale it down"
+        )
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -86,7 +99,7 @@ def _grey(picture: Picture, pixel_range: str) -> np.ndarray:
     values = picture.values
     bounds = parse_range(pixel_range) or (picture.window if pixel_range == AUTO else None)
     if bounds is None and picture.full == SIXTEEN_BITS and _fits(values, SIXTEEN_BITS):
-        grey = ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
+        grey = in_blocks(values, lambda block: (block.astype(np.int64) + 128) // 257)
     else:
         grey = shades(values, bounds or _known(picture.full, values))
     return 255 - grey if picture.negative else grey

@@ -8,7 +8,7 @@ image, it would make a dark image of an overexposed one and hide what the values
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ AUTO, FULL = "auto", "full"
 Bounds = tuple[float, float]
 """The value that becomes 0 and the one that becomes 255."""
 
+BLOCK = 2**20  # values that are looked at in one go
 TAIL = 1e-4  # share of an image's pixels at each end that may be clipped: dead pixels, reflections
 DARK = 8  # an image that uses less than this part of the set's range comes out nearly black
 
@@ -69,5 +70,17 @@ def too_dark(image: Bounds, common: Bounds) -> bool:
 def shades(values: np.ndarray, bounds: Bounds) -> np.ndarray:
     """Return the values as uint8: ``bounds`` become 0 and 255, what lies outside is clipped."""
     low, high = bounds
-    scaled: np.ndarray = np.rint((values.astype(np.float64) - low) * (255 / (high - low)))
-    return scaled.clip(0, 255).astype(np.uint8)
+
+    def scaled(block: np.ndarray) -> np.ndarray:
+        return np.rint((block.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255)
+
+    return in_blocks(values, scaled)
+
+
+def in_blocks(values: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return what ``work`` makes of the rows, as uint8, with the memory of few rows at a time."""
+    found = np.empty(values.shape, np.uint8)
+    step = max(1, BLOCK // max(1, values[:1].size))
+    for first in range(0, len(values), step):
+        found[first : first + step] = work(values[first : first + step])
+    return found
