@@ -166,10 +166,12 @@ def only_below(folder: Path) -> Iterator[None]:
             raise WroteOutside(f"{event} {arguments}")
         writes = event == "open" and isinstance(arguments[2], int)
         writes = writes and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        if (writes or event in CHANGING) and isinstance(arguments[0], str | bytes | os.PathLike):
-            path = Path(os.fsdecode(arguments[0])).resolve()
-            if not path.is_relative_to(folder) and path != Path(os.devnull):
-                raise WroteOutside(f"{event} {path}")
+        changed = arguments[:1] if writes else arguments if event in CHANGING else ()
+        for place in changed:
+            if isinstance(place, str | bytes | os.PathLike):
+                path = Path(os.fsdecode(place)).resolve()
+                if not path.is_relative_to(folder) and path != Path(os.devnull):
+                    raise WroteOutside(f"{event} {path}")
 
     sys.addaudithook(watch)
     try:

@@ -54,6 +54,7 @@ from utils_.reporting.model_card import CARD, model_card
 from utils_.runlog import RunLog
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario, client_names, training_sites
 from utils_.scenario_tables import assignment_table, class_table, client_table
+from utils_.spreadsheet import harmless_csv
 from utils_.truth import reference
 
 # On resume these may change, because no result depends on them.
@@ -333,7 +334,7 @@ def _create_folder(
             write_text(draft / "config.yaml", config.to_yaml())
             write_json(draft / "env.json", describe(ROOT) | settings)
             for name, table in tables.items():
-                write_text(draft / f"{name}.csv", table.to_csv(index=False))
+                write_text(draft / f"{name}.csv", harmless_csv(table))
     except OSError as error:
         if folder.exists():
             raise UserError(

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from utils_.errors import UserError
+from utils_.spreadsheet import as_was
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +123,7 @@ def _annotated(clients: Path) -> list[str] | None:
         rows = list(csv.DictReader(file))
     if not rows or "annotated" not in rows[0]:
         return None
-    return [f";{row['annotated']};" for row in rows]
+    return [f";{as_was(row['annotated'] or '')};" for row in rows]
 
 
 def _table(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

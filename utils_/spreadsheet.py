@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # the last, so that no two texts become one
 
@@ -12,6 +16,22 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # the last, so that no two text
 def harmless(text: str) -> str:
     """Return the text with an apostrophe before what a spreadsheet would run as a formula."""
     return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def as_was(text: str) -> str:
+    """The text that :func:`harmless` was given."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
+
+
+def harmless_csv(table: pd.DataFrame) -> str:
+    """A table of our own as CSV whose texts are harmless; numbers stay as they are."""
+    texts = table.select_dtypes(exclude=["number", "bool"])
+    safe = {}
+    for name, column in texts.items():
+        formula = column.astype(str).str.startswith(FORMULA) & column.notna()
+        if formula.any():
+            safe[name] = column.where(~formula, "'" + column.astype(str))
+    return table.assign(**safe).to_csv(index=False)
 
 
 def sheet(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from utils_.runlog import METRICS_FILE, read_metrics
+from utils_.spreadsheet import as_was
 
 Table = list[dict[str, str]]
 UNREADABLE = (OSError, ValueError, yaml.YAMLError, csv.Error)
@@ -51,7 +52,7 @@ class RunRecord:
     @property
     def site_names(self) -> list[str]:
         """What the sites are called, in the order of their numbers."""
-        return [row.get("site") or f"client {row['client']}" for row in self.clients]
+        return [as_was(row.get("site") or f"client {row['client']}") for row in self.clients]
 
     @cached_property
     def annotated(self) -> np.ndarray | None:

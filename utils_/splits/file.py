@@ -10,6 +10,7 @@ import numpy as np
 from utils_.datasets.base import PART_NAMES, TRAIN, UNASSIGNED
 from utils_.datasets.label_files.tables import CsvTable, read_csv, shown
 from utils_.errors import UserError, nearest
+from utils_.spreadsheet import as_was
 
 COLUMNS = ("image", "split", "client")
 
@@ -62,6 +63,7 @@ def read_split(
 def _rows(table: CsvTable, names: Sequence[str], files: Sequence[str]) -> list[int]:
     """The dataset's row of each line of the table, each once."""
     row_of = {name: row for row, name in enumerate(files)}
+    names = [name if name in row_of else as_was(name) for name in names]
     line_of: dict[str, int] = {}
     for name, line in zip(names, table.lines, strict=True):
         if name not in row_of:

@@ -31,6 +31,7 @@ from utils_.datasets.cache.pixel_range import (
     used_range,
 )
 from utils_.errors import UserError
+from utils_.files import read_regular
 
 FITS = ("crop", "pad")
 ROOT = Path(__file__).resolve().parents[3]
@@ -84,7 +85,7 @@ def decode_alike(
     paths: Sequence[Path], *, image_size: int, fit: str, pixel_range: str
 ) -> list[np.ndarray]:
     """Decode some files as a set: ``auto`` is the range that these use together."""
-    every = [path.read_bytes() for path in paths]
+    every = [read_regular(path) for path in paths]
     pictures = [open_picture(data, edge=image_size, fit=fit) for data in every]
     ranges = [used_range(picture.values) for picture in pictures if picture.depth == DEEP]
     bounds = common_range(ranges) if ranges else None
@@ -109,7 +110,7 @@ def decode_file(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as decode_chunk does
-            picture = open_picture(path.read_bytes(), edge=image_size, fit=fit)
+            picture = open_picture(read_regular(path), edge=image_size, fit=fit)
             text = _range_of(picture, pixel_range, bounds)
             if picture.depth == DEEP and text == AUTO:
                 raise ValueError("more than 8 bits, as no training image; give --pixel-range")
@@ -319,7 +320,7 @@ def _unpacked(
 def _decode_into(image: np.ndarray, path: str, fit: str, pixel_range: str) -> Decoded:
     digest = ""
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path)
         digest = content_digest(data)
         picture = open_picture(data, edge=len(image), fit=fit)
         used = used_range(picture.values) if picture.depth == DEEP else None

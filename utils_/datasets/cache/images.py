@@ -32,6 +32,7 @@ from utils_.datasets.cache.index import CacheIndex, Signature, signature
 from utils_.datasets.cache.picture import DEEP, WINDOWED
 from utils_.datasets.cache.pixel_range import AUTO, FULL, common_range, range_text, too_dark
 from utils_.errors import UserError, some
+from utils_.files import read_regular
 
 logger = logging.getLogger("fednml")
 FORMAT = 1  # to be raised whenever the same file gives other pixels
@@ -234,7 +235,7 @@ def _hash_unknown(
 
     def digest(row: int) -> str | None:
         try:
-            return content_digest(Path(paths[row]).read_bytes())
+            return content_digest(read_regular(paths[row]))
         except OSError:
             return None  # stays unknown; the decoder will report it
 

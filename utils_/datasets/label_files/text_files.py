@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils_.errors import UserError
+from utils_.files import read_regular
 
 Records = list[tuple[int, list[str]]]  # line number (from 1) on which a row ends, stripped cells
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -67,7 +68,7 @@ def read_records(path: Path) -> TableText:
 def _text(path: Path) -> tuple[str, str]:
     """Return the text and the name of its encoding."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     _refuse_other_files(path, data)
@@ -202,7 +203,7 @@ def _end_of_line(text: str) -> str:
 
 def _encoded(path: Path, text: str, encoding: str) -> bytes:
     """The text as the file has it, with its mark."""
-    mark = path.read_bytes()[:3]
+    mark = read_regular(path)[:3]
     codec = {"UTF-8": "utf-8-sig" if mark == codecs.BOM_UTF8 else "utf-8"}.get(encoding, "cp1252")
     if encoding == "UTF-16":
         little = mark.startswith(codecs.BOM_UTF16_LE)
