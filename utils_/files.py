@@ -6,17 +6,24 @@ import errno
 import glob
 import hashlib
 import json
+import lzma
 import math
 import os
 import shutil
 import stat
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES, DAY = 2**20, 86400
+UNREADABLE_ZIP = (  # what reading a damaged archive, or one of another kind, was seen to raise
+    *(OSError, EOFError, KeyError, ValueError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 @contextmanager

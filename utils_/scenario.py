@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import zipfile
-import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ import numpy as np
 
 from utils_.datasets.base import TRAIN, ImageDataset
 from utils_.errors import UserError
-from utils_.files import atomic_path
+from utils_.files import UNREADABLE_ZIP, atomic_path
 from utils_.missing import visible_cells
 from utils_.noise import add_noise, client_rates
 from utils_.one_sided import report_one_sided
@@ -36,15 +35,6 @@ logger = logging.getLogger("fednml")
 
 NO_NAMES = SiteNames()
 FORMAT = 2  # raise it when the same settings would give another scenario
-_UNREADABLE = (  # what reading a damaged archive was seen to raise
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 Dealt = tuple[np.ndarray, np.ndarray]  # (N,) part and (N,) client, -1 outside train
 _DTYPES = {
     "part": np.uint8,
@@ -311,7 +301,7 @@ def _load(path: Path, key: str, *, shape: tuple[int, ...]) -> Scenario | None:
         return None
     try:
         return _read(path, key, shape=shape)
-    except _UNREADABLE as error:
+    except UNREADABLE_ZIP as error:
         logger.warning("%s is damaged and will be rebuilt (%s)", path, error)
         return None
 

@@ -35,6 +35,7 @@ from utils_.datasets.cache.decode import problem_of
 from utils_.finished_runs import collect
 from utils_.predictions import read_predictions
 from utils_.reporting.records import read_record
+from utils_.rng import derive
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario
 from utils_.splits.file import read_split
 
@@ -211,7 +212,7 @@ def _images(examples: Examples) -> Target:
 
 
 def _medmnist(examples: Examples) -> Target:
-    draw = np.random.default_rng(0)
+    draw = derive(1, "medmnist")
     arrays: dict[str, np.ndarray] = {}
     for part in COUNTS:
         arrays[f"{part}_images"] = draw.integers(0, 256, (6, 28, 28), dtype=np.uint8)

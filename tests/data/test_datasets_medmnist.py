@@ -201,6 +201,30 @@ def test_bad_files(tmp_path, case):
     assert "prepare_data.py bloodmnist" in message
 
 
+# Where a header differs (offset in the local one, in the central one, new bytes), and the reason.
+KINDS = {
+    "of a later version": (4, 6, b"\x6e\x00", "zip file version"),
+    "encrypted": (6, 8, b"\x01\x00", "encrypted"),
+    "packed otherwise": (8, 10, b"\x63\x00", "compression"),
+    "packed by lzma": (8, 10, b"\x0e\x00", ""),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_of_other_kinds(tmp_path, kind):
+    local, central, value, fragment = KINDS[kind]
+    damaged(tmp_path)
+    path = tmp_path / "bloodmnist.npz"
+    data = path.read_bytes()
+    for mark, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        parts = data.split(mark)
+        rest = [part[: offset - 4] + value + part[offset - 2 :] for part in parts[1:]]
+        data = mark.join([parts[0], *rest])
+    path.write_bytes(data)
+    message = error_of("bloodmnist", tmp_path, image_size=16)
+    assert "bloodmnist.npz: damaged, or not of MedMNIST" in message and fragment in message
+
+
 def test_flipped_bit_is_noticed(tmp_path):
     write_set(tmp_path, "bloodmnist", compress=False)
     path = tmp_path / "bloodmnist.npz"

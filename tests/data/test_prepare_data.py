@@ -151,6 +151,17 @@ def test_archives_in_archives(tmp_path):
     assert names(tmp_path / "other") == []
 
 
+def test_an_encrypted_archive_is_one_line(tmp_path):
+    """As some registries send them; unpacked by hand it can be read from a folder."""
+    path = make_zip(tmp_path / "a.zip", {"1.png": b"one"})
+    data = bytearray(path.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="encrypted"):
+        extract(path, tmp_path / "out", PNGS)
+
+
 def test_two_files_for_one_place(tmp_path):
     path = make_zip(tmp_path / "a.zip", {"x/1.png": b"one", "y/1.png": b"two"})
     with pytest.raises(UserError, match=r"'x/1.png' and 'y/1.png' are both images/1.png"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from utils_.datasets.cache.decode import square_array
 from utils_.datasets.chestxray14 import CLASSES as CHEST_CLASSES
 from utils_.datasets.listing import DataOptions, absent, preparing
 from utils_.errors import UserError
+from utils_.files import UNREADABLE_ZIP
 
 logger = logging.getLogger("fednml")
 FORMAT = 1  # to be raised whenever the same file gives other pixels
@@ -36,7 +36,6 @@ ORGANS = (
     *("bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver"),
     *("lung-left", "lung-right", "pancreas", "spleen"),
 )
-_DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def load_medmnist(name: str, data_dir: Path, options: DataOptions) -> ImageDatas
             labels = [_labels(archive, name, part) for part in PART_NAMES]
             counts = [len(rows) for rows in labels]
             images, key = _images(archive, counts, options, cache_dir=options.cache_in(data_dir))
-    except _DAMAGED as error:
+    except UNREADABLE_ZIP as error:
         raise UserError(
             f"{path}: damaged, or not of MedMNIST ({error}); remove it and "
             f"{preparing(name, data_dir)} --size {_size_of(path)}"

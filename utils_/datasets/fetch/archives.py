@@ -25,7 +25,7 @@ BLOCK_BYTES = 2**20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".gz")
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError),
-    NotImplementedError,
+    RuntimeError,  # encrypted, or packed as only later versions know
 )
 
 
