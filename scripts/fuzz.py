@@ -3,12 +3,15 @@
 Label files, split files, answers, YAML, the command line, images, npz, caches, weights, models,
 checkpoints and folders of runs, all of them valid ones with changes by chance. Each input must be
 read or refused in one line, within 5 s and 1 GB, with nothing written outside the folder given.
+With --guided, one target is tried by atheris, which looks for inputs that reach other lines; it has
+to be installed (pip install atheris), and ends at the first input that is neither read nor refused.
 Exit codes: 0 all were, 1 some were not (each is named, with the words that repeat it), 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import resource
 import signal
@@ -18,6 +21,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +53,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first (0)")
     parser.add_argument("--seed", type=int, default=1, help="of the changes (1)")
     parser.add_argument("--targets", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--guided", action="store_true", help="by atheris, one target")
     options = parser.parse_args(arguments)
+    if options.guided and (find_spec("atheris") is None or len(options.targets or ()) != 1):
+        raise UserError("--guided: needs --targets with one name, and pip install atheris")
     if options.inputs < 1 or options.first < 0:
         raise UserError("--inputs, --first: give a number from 1, and one from 0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -59,6 +66,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def fuzz(folder: Path, options: argparse.Namespace) -> int:
     """Try the inputs on each target in turn and print what came of it."""
+    if options.guided:
+        _guided(folder, options)
     targets = _chosen(folder, options.targets)
     each = -(-options.inputs // len(targets))
     failed = []
@@ -81,6 +90,27 @@ def fuzz(folder: Path, options: argparse.Namespace) -> int:
     print(f"{each * len(targets)} inputs, {len(failed)} failed")
     print("\n".join(failed[:SHOWN]))
     return int(bool(failed))
+
+
+def _guided(folder: Path, options: argparse.Namespace) -> None:
+    """Let atheris choose the inputs of one target; ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=["src", "utils_", "scripts.audit_code"]):
+        ((_, target),) = _chosen(folder, options.targets).items()
+    path, others = target.files[0], [file.read_bytes() for file in target.files]
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number, data in enumerate(others):
+        (corpus / str(number)).write_bytes(data)
+
+    def one(data: bytes) -> None:
+        path.write_bytes(data)
+        with _time_limit(), contextlib.suppress(UserError, *target.refusals):
+            target.read()
+
+    atheris.Setup([sys.argv[0], f"-runs={options.inputs}", "-max_len=20000", str(corpus)], one)
+    atheris.Fuzz()
 
 
 def _chosen(folder: Path, names: Sequence[str] | None) -> dict[str, Target]:
