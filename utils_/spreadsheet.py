@@ -26,11 +26,11 @@ def as_was(text: str) -> str:
 def harmless_csv(table: pd.DataFrame) -> str:
     """A table of our own as CSV whose texts are harmless; numbers stay as they are."""
     texts = table.select_dtypes(exclude=["number", "bool"])
-    safe = {}
+    safe: dict[str, pd.Series] = {}
     for name, column in texts.items():
         formula = column.astype(str).str.startswith(FORMULA) & column.notna()
         if formula.any():
-            safe[name] = column.where(~formula, "'" + column.astype(str))
+            safe[str(name)] = column.where(~formula, "'" + column.astype(str))
     return table.assign(**safe).to_csv(index=False)
 
 
