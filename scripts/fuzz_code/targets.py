@@ -309,6 +309,7 @@ def _forged(found: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, n
     table = found.get("arrays", {})
     for name, kind in table.items() if isinstance(table, dict) else ():
         try:
+            name.encode()  # no file can hold half a character
             shape = tuple(int(n) for n in kind[1])
             if name in arrays and arrays[name].shape == shape and kind[0] == arrays[name].dtype:
                 made[name] = arrays[name]
