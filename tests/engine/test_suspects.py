@@ -12,7 +12,15 @@ from src.cross_fitting import cross_fit, deal_folds, plain_settings
 from src.simulation import build_model
 from utils_.review import Review, cleanlab_scores, has_cleanlab, review_cells, review_images
 from utils_.rng import derive, derive_seed
-from utils_.suspects import doubt_labels, log_odds_of, second_look
+from utils_.suspects import (
+    doubt_images,
+    doubt_labels,
+    log_odds_of,
+    mixture_share,
+    second_look,
+    share_of_strangers,
+    weigh_labels,
+)
 
 
 def federation(*, images: int = 300, classes: int = 6, seed: int = 1) -> tuple[np.ndarray, ...]:
@@ -55,6 +63,61 @@ def test_order_of_images_and_classes_does_not_matter() -> None:
     doubt = doubt_labels(probability, given)
     moved = doubt_labels(probability[rows][:, columns], given[rows][:, columns])
     np.testing.assert_allclose(moved.suspicion, doubt.suspicion[rows][:, columns], atol=1e-9)
+
+
+def strangers(probability: np.ndarray, given: np.ndarray, *, seed: int = 0) -> float:
+    return share_of_strangers(weigh_labels(probability, given), given, derive(seed, "strangers"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_without_a_clean_label_the_share_of_wrong_images_is_estimated(share: float) -> None:
+    true, _, probability = federation(images=2000)
+    draw = derive(5, "wrong")
+    wrong = draw.random(len(true)) < share
+    given = np.where(wrong[:, None], true[draw.permutation(len(true))], true)
+    assert strangers(probability, given) == pytest.approx(share, abs=0.12)
+
+
+def test_predictions_that_know_nothing_find_all_labels_strange() -> None:
+    true, given, _ = federation(images=2000)
+    blind = derive(3, "blind").random(true.shape)
+    assert strangers(blind, given) > 0.8
+
+
+def test_too_few_positives_for_an_estimate() -> None:
+    _, given, probability = federation()
+    given = np.where(np.arange(len(given))[:, None] < 19, given, 0.0)
+    assert np.isnan(strangers(probability, given))
+
+
+def test_evidence_is_the_log_ratio_of_two_stories() -> None:
+    """Labels drawn without a look, against labels as predicted; by loops over the cells."""
+    _, given, probability = federation(images=40)
+    given = np.where(derive(4, "blank").random(given.shape) < 0.3, np.nan, given)
+    evidence = weigh_labels(probability, given)
+    for i, row in enumerate(given):
+        ratio = 0.0
+        for c, y in enumerate(row):
+            if not np.isnan(y):
+                drawn, present = evidence.drawn[c], evidence.present[i, c]
+                ratio += np.log(drawn / present) if y else np.log((1 - drawn) / (1 - present))
+        assert evidence.log_odds[i] == pytest.approx(ratio)
+
+
+def test_the_share_of_a_mixture_is_the_likeliest() -> None:
+    log_odds = derive(6, "mixture").normal(-0.5, 2, 300)
+    share = mixture_share(log_odds)
+    grid = np.linspace(0.001, 0.999, 999)
+    likelihood = [np.log(s * np.exp(log_odds) + 1 - s).sum() for s in grid]
+    assert share == pytest.approx(grid[np.argmax(likelihood)], abs=2e-3)
+    assert mixture_share(np.full(9, -3.0)) < 1e-3 and mixture_share(np.full(9, 3.0)) > 0.999
+
+
+def test_doubt_grows_with_evidence_and_with_the_share() -> None:
+    log_odds = np.linspace(-3, 3, 50)
+    doubt = doubt_images(log_odds, 0.4)
+    assert (np.diff(doubt) > 0).all() and ((doubt > 0) & (doubt < 1)).all()
+    assert (doubt_images(log_odds, 0.6) > doubt).all()
 
 
 @pytest.mark.parametrize("images", [1, 2])
