@@ -39,7 +39,8 @@ class Client:
         memory: arrays that last between rounds (checkpointed).
         cache: anything that serves one round.
         logs: scalars of the round for the log.
-        hidden: (n, C) labels hidden from this site; None but for a method marked as leaky.
+        hidden: what a method marked as leaky is handed (``Method.leak``), else None: (n, C) labels
+            hidden from this site, or (n,) bool, which images have a wrong one.
     """
 
     def __init__(

@@ -349,8 +349,11 @@ def _create_folder(
 def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
     """Train and finish the folder; say how to go on where that fails."""
     rounds, stop = simulation.config.rounds, StopRequest()
-    if simulation.method.hidden_labels:
-        logger.warning("LEAKY: this run hands hidden labels to its sites, to measure the effect")
+    if simulation.method.leak:
+        logger.warning(
+            "LEAKY: this run hands hidden %s to its sites, to measure the effect",
+            simulation.method.leak,
+        )
     bar = tqdm(total=rounds, initial=simulation.server.round, unit="round", disable=quiet)
     try:
         with bar, RunLog(folder, history=simulation.history) as log:

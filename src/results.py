@@ -50,7 +50,7 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
         "missing": config.missing,
         "seed": config.seed,
         "data_seed": config.data_seed,
-        "leaky": simulation.method.hidden_labels,
+        "leaky": bool(simulation.method.leak),
         "bound": simulation.method.true_labels,
         **({"sites": list(simulation.names.names)} if simulation.names.names else {}),
         "warmup_only": config.never_starts,
@@ -194,7 +194,7 @@ def final_table(result: dict[str, Any]) -> str:
     if result.get("warmup_only"):
         lines.append("WARM-UP ONLY: the method's own part never started; see --warmup-rounds")
     if result["leaky"]:
-        lines.append("LEAKY: this run used labels hidden from its sites; never compare it as equal")
+        lines.append("LEAKY: this run used what is hidden from sites; never compare it as equal")
     return "\n".join(lines)
 
 

@@ -339,10 +339,21 @@ def build_clients(
                 labels=labels,
                 augmenter=augmenter,
                 plan=method.plan,
-                hidden=scenario.noisy[rows] if method.hidden_labels else None,
+                hidden=_leaked(dataset, scenario, rows, leak=method.leak),
             )
         )
     return clients
+
+
+def _leaked(
+    dataset: ImageDataset, scenario: Scenario, rows: np.ndarray, *, leak: str
+) -> np.ndarray | None:
+    """What ``Method.leak`` asks for: (n, C) labels, (n,) flags of wrong images, or nothing."""
+    if not leak:
+        return None
+    given, true = scenario.noisy[rows], dataset.best_known[rows]
+    wrong = scenario.annotated[rows] & ~np.isnan(true) & (given != true)
+    return given if leak == "labels" else np.asarray(wrong.any(axis=1))
 
 
 def _mean_loss(reports: Sequence[Report]) -> float:

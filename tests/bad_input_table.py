@@ -87,6 +87,12 @@ OPTIONS = [
     row("param of no method", options("--param", "a=3", method="fedavg"), "--param a", "none"),
     row("param out of range", options("--param", "kappa=-1"), "--param kappa=-1", "from 0 to"),
     row("param nan", options("--param", "kappa=.nan"), "--param kappa=nan", "from 0 to"),
+    row("leak of nothing", options("--param", "hidden_label_leak=true"), "leak", "add --param"),
+    row(
+        "flags as published",
+        options("--param", "oracle_flags=true", "--param", "published=true"),
+        *("--param ", "leave out --param published=true"),
+    ),
     row("word as param", options("--param", "kappa=big"), "--param kappa=big", "type float"),
     row("broken param", options("--param", "kappa=[1"), "--param kappa=[1", "give a number"),
     row("param an impossible date", options("--param", "kappa=2020-13-45"), "--param", "number"),

@@ -47,7 +47,8 @@ SETTINGS: dict[str, Any] = {
 }
 # Parameters that make a method do at this size what it does at full size.
 PARAMS: dict[str, dict[str, Any]] = {
-    "fednml": {"refresh_every": 1, "min_images": 4, "min_gap": 0, "confident": 0.5},
+    "fednml": {"judge_from": 1, "min_noise": 0, "correct_from": 0.3},
+    "fednml:published": {"refresh_every": 1, "confident": 0.5},
     "fedmlp": {"negative_rate": 0.5, "positive_rate": 0.5, "upper": 0.51, "lower": 0.49},
     "fedlsm": {"uncertain": 0.3, "confident": 0.4, "ema": 0.5, "high": 0.52, "low": 0.48}
     | {"uncertain_high": 0.51, "uncertain_low": 0.49, "balance": True},
@@ -132,8 +133,9 @@ def flip(dataset: ImageDataset, scenario: Scenario, cells: np.ndarray) -> tuple:
 
 def make_config(method: str = "fedavg", **settings: Any) -> Config:
     """The tiny settings with the given ones on top; ``fednml:published`` sets that parameter."""
+    param = PARAMS.get(method, {})
     method, _, switch = method.partition(":")
-    param = PARAMS.get(method, {}) | ({switch: True} if switch else {})
+    param = param | ({switch: True} if switch else {})
     settings["param"] = param | settings.get("param", {})
     return resolve(SETTINGS | {"method": method} | settings)
 

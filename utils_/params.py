@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import Field, field, fields, replace
+from dataclasses import Field, field, fields
 from typing import Any
 
 import numpy as np
@@ -31,16 +31,17 @@ def parse_params(
         An instance of ``owner.Params``.
 
     Raises:
-        UserError: an unknown key, a value of the wrong type or out of range.
+        UserError: an unknown key, a value of the wrong type or out of range; or what the
+            ``__post_init__`` of ``Params`` says of values that do not go together.
     """
     known = {entry.name: entry for entry in fields(owner.Params)}
-    params = owner.Params()
+    values = {}
     for key, value in given.items():
         if key not in known:
             hint = nearest(key, known) if known else "it has none"
             raise UserError(f"{flag} {key}: unknown parameter of this {kind}; {hint}")
-        params = replace(params, **{key: _convert(known[key], value, flag)})
-    return params
+        values[key] = _convert(known[key], value, flag)
+    return owner.Params(**values)
 
 
 def plain(number: float) -> str:

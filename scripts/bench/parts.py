@@ -27,7 +27,7 @@ from scripts.bench.work import (
 )
 from utils_.environment import processor_count
 
-EVERY_ROUND = {"refresh_every": 1}  # a round of FedNML that does all it may have to do
+EVERY_ROUND = {"judge_from": 0}  # a round of FedNML that does all it may have to do
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def loops(run: Run) -> None:
     tasks = {
         "bare loop": lambda: bare_loop(bench),
         "fedavg": fedavg.round,
-        "bare loop, scoring": lambda: bare_loop(refining, distilled=True),
+        "bare loop, scoring": lambda: bare_loop(refining, scored=True),
         "fednml": fednml.round,
     }
     with threads(1):

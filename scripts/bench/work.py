@@ -176,8 +176,8 @@ def cell_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return total / weight.sum()
 
 
-def bare_loop(bench: Bench, *, round: int = 0, distilled: bool = False) -> None:
-    """The steps of one round on one model; ``distilled`` adds FedNML's scoring pass and term."""
+def bare_loop(bench: Bench, *, round: int = 0, scored: bool = False) -> None:
+    """The steps of one round on one model; ``scored`` adds FedNML's scoring pass."""
     model, plan = bench.model, bench.plan
     optimizer = torch.optim.AdamW(
         [model.parameters], lr=plan.lr, weight_decay=plan.weight_decay, fused=True
@@ -185,7 +185,8 @@ def bare_loop(bench: Bench, *, round: int = 0, distilled: bool = False) -> None:
     for index, share in enumerate(bench.shares):
         seed = derive_seed(plan.seed, "client", index, round)
         generator = torch.Generator().manual_seed(seed)
-        teacher = bare_scores(bench, share.images) if distilled else None
+        if scored:
+            bare_scores(bench, share.images)
         model.module.train()
         for _ in range(plan.local_epochs):
             order = torch.randperm(len(share.images), generator=generator)
@@ -194,10 +195,6 @@ def bare_loop(bench: Bench, *, round: int = 0, distilled: bool = False) -> None:
                 model.gradient.zero_()
                 logits = bare_forward(model, view)
                 loss = cell_loss(logits, share.target[rows], share.weight[rows])
-                if distilled:
-                    loss = 0.8 * loss + 0.2 * F.binary_cross_entropy_with_logits(
-                        logits, teacher[rows]
-                    )
                 loss.backward()
                 optimizer.step()
 
@@ -353,7 +350,8 @@ STAGES: tuple[tuple[str, type, str], ...] = (
     ("optimiser step", FlatAdamW, "step"),
     ("optimiser build", FlatModel, "optimizer"),
     ("score own images", Client, "predict"),
-    ("refresh labels", FedNML, "_refresh"),
+    ("judge labels", FedNML, "_judge"),
+    ("write labels", FedNML, "_refine"),
     ("load model", FlatModel, "load"),
     ("copy model out", FlatModel, "snapshot"),
     ("outlier scores", UpdateWatch, "add"),

@@ -5,10 +5,10 @@ A file holds names and values as one of ``--config``; a value that is a list is 
     preset: compare
     method: [fedavg, fednml]
     noise, missing: [[0.2, 2], [0.4, 4]]     # these two move together
-    param.margin: [0, 1]                     # for the methods that have it
+    param.mixup: [0, 1]                      # for the methods that have it
     seed: [1, 2, 3]
 
-The same in words: method=fedavg,fednml noise,missing=0.2:2,0.4:4 param.margin=0,1 seed=1,2,3
+The same in words: method=fedavg,fednml noise,missing=0.2:2,0.4:4 param.mixup=0,1 seed=1,2,3
 """
 
 from __future__ import annotations

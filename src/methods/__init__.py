@@ -1,4 +1,4 @@
-"""Methods are found by their file names: ``src/methods/<name>.py`` holds one Method class."""
+"""Methods are found by their file names: ``src/methods/<name>.py`` ends with its Method class."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _modules() -> list[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class in ``src/methods/<name>.py``.
+    """The class in ``src/methods/<name>.py``; of several the last, which others may lead up to.
 
     Raises:
         UserError: no such file, or one that cannot be imported or holds no method.
@@ -39,7 +39,7 @@ def method_class(name: str) -> type[Method]:
             f"src/methods/{name}.py: no method, since it defines no subclass of Method; "
             "move the file away, or write one as docs/architecture.md says"
         )
-    return own[0]
+    return own[-1]
 
 
 def _imported(name: str) -> ModuleType:

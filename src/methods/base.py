@@ -76,9 +76,11 @@ class Method:
         self.supervision = build_loss(plan.loss, plan.loss_param)
 
     @property
-    def hidden_labels(self) -> bool:
-        """Whether the sites must be handed labels that are hidden from them (a marked leak)."""
-        return False
+    def leak(self) -> str:
+        """What is handed to the sites though it is hidden from them, a marked leak: nothing,
+        all ``"labels"``, or the ``"flags"`` of images that have a wrong one.
+        """
+        return ""
 
     @property
     def report_needs(self) -> tuple[str, ...]:

@@ -1,29 +1,19 @@
-"""FedNML: warm-up, then corrected and pseudo-labels, adjusted logits and margins.
+"""FedNML: labels that fit no image are turned down, missing classes filled in, images mixed.
 
-FedNML, 2025; docs/methods.md 1.
+FedNML, 2025; docs/fednml.md and docs/methods.md 1.
 
-Differences from the published method, for honesty:
+Differences from the published method:
 
+- Labels are judged in every round from early on, and what was seen early is kept: a model that has
+  learned a wrong label by heart no longer doubts it.
+- An image's labels are judged together, by a calibrated prediction against a draw that never looked
+  at the image, instead of by a mixture of agreement and loss.
+- Nobody is doubted at a site whose labels fit their images much better than those of other images.
+- Labels lose weight. They are changed where they are surely wrong, and from what was observed anew
+  in every round.
+- Images are mixed, which delays learning by heart. The model that is used is a mean over rounds.
 - Missing labels start from the prediction, not from hidden labels (``hidden_label_leak`` brings
   the leak back, marked as such).
-- Priors count annotated cells; that of a missing class is the other sites'.
-
-For small models and rare classes:
-
-- The mixture judges only images with a positive label, by their agreement relative to the class,
-  and may find nothing.
-- A doubtful label loses weight, at every refresh anew. It is replaced only where a prediction is
-  hard.
-- Pseudo-labels are the latest predictions and count less than annotations.
-- Predictions stay soft and nothing is distilled, because hard labels and distillation confirmed
-  the model's own errors. ``confident`` (0.9 as published; a hard 0 only far below the class prior)
-  and ``kd_weight`` bring them back.
-- The margin shifts the supervised term alone.
-- From the first round on logits are trained shifted by the site's log prior odds (logit
-  adjustment, Menon et al., ICLR 2021, in binary form). Predictions are made without the shift,
-  pseudo-labels with it.
-
-For speed, the teacher predicts once a round, on the plain image.
 
 ``published=true`` undoes all but honesty, constants and these details: agreement and loss run over
 annotated cells at every refresh, and the mixture sees standardised features. Margins then come from
@@ -32,7 +22,8 @@ running class counts, in which missing classes start from 0 (with the leak from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,227 +32,224 @@ from torch import Tensor
 
 from src.losses import label_margin, masked_bce, ramp
 from src.methods.base import Arrays, SharedPriors, param
+from utils_.augment import mix_up
+from utils_.errors import UserError
 from utils_.labels import LabelState
 from utils_.mixture import split_noisy
 from utils_.priors import log_odds, with_odds
 from utils_.pseudo_labels import agreement_and_loss, snap
 from utils_.rng import derive_seed
+from utils_.suspects import doubt_share, mixture_share, share_of_strangers, weigh_labels
 
 if TYPE_CHECKING:
     from src.client import Client
-    from src.messages import Broadcast
+    from src.messages import Broadcast, Report
     from src.models import FlatModel
     from src.plan import Batch
+    from src.server import Server
 
 LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
 COUNTS_RATE, COUNTS_KAPPA = 0.8, 2.0  # ramp by which class counts follow the labels, as published
+MIN_IMAGES, MIN_GAP = 4, 0.0  # of the published mixture
 
 
-class FedNML(SharedPriors):
+class AsPublished(SharedPriors):
+    """The published method: docs/methods.md 1.5 and 1.6."""
+
+    params: Any
+
+    def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
+        age = message.round - self.plan.warmup_rounds
+        if age < 0:
+            return
+        if age % self.params.refresh_every == 0:
+            self._refresh(client, client.predict(model), message)
+        counts = running_counts(client.labels, client.memory, client.hidden)
+        prior = (counts / len(client.labels.observed)).astype(np.float32)
+        client.cache["prior"] = torch.from_numpy(prior)
+
+    def _refresh(self, client: Client, predicted: np.ndarray, message: Broadcast) -> None:
+        labels, memory = client.labels, client.memory
+        seed = derive_seed(self.plan.seed, "mixture", client.index)
+        snapped = snap(predicted, self.params.confident)
+        memory["noise_score"] = doubt_all(labels, predicted, seed=seed)
+        noisy = memory["noise_score"] > 0.5
+        labels.correct(labels.annotated & noisy[:, None], snapped)
+        keep = max(self.params.inertia, LEAK_FADES if client.hidden is not None else 0)
+        fill_missing(labels, snapped, keep=keep, start=client.hidden)
+        rate = COUNTS_RATE * self._growth(message.round, COUNTS_KAPPA)
+        follow_labels(labels, memory, rate=rate, hidden=client.hidden)
+
+    def _growth(self, round: int, kappa: float) -> float:
+        return ramp(round, begin=self.plan.warmup_rounds, end=self.plan.rounds, kappa=kappa)
+
+    def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
+        teacher = None
+        if message.round >= self.plan.warmup_rounds and self.params.kd_weight > 0:
+            teacher = client.predict_batch(model, message.model, batch.images)
+        logits = model.forward(batch.images)
+        if message.round < self.plan.warmup_rounds:
+            return self.supervised(client, logits, batch)
+        margin = label_margin(batch.target, client.cache["prior"].to(logits.device))
+        logits = logits + self.params.margin * margin
+        supervised = self.supervised(client, logits, batch)
+        if teacher is None:
+            return supervised
+        weight: float = self.params.kd_weight * self._growth(message.round, self.params.kappa)
+        distilled = masked_bce(logits, teacher, torch.ones_like(teacher))
+        return weight * distilled + (1 - weight) * supervised
+
+
+class FedNML(AsPublished):
     """Federated learning with noisy and missing labels."""
 
     paper = "FedNML, 2025"
-    summary = "doubtful labels count less, missing classes pseudo-labelled, adjusted logits, margin"
+    summary = "doubtful images count less, missing classes pseudo-labelled, MixUp, averaged model"
     first_phase = True
 
     @dataclass(frozen=True)
     class Params:
         """Every constant of the method."""
 
-        refresh_every: int = param(5, "rounds between two label refreshes", 1, 10_000)
-        confident: float = param(1.0, "a higher prediction is 1, a tiny one 0; 1: stay soft", 0.5)
-        inertia: float = param(0.0, "share of the old label kept on missing classes")
+        mixup: float = param(1.0, "alpha of MixUp; 0 turns it off", 0, 10)
+        judge_from: int = param(5, "first round whose model judges labels", 0, 10_000)
+        memory: float = param(0.9, "share of the earlier evidence kept in a round", 0, 1)
+        trust: float = param(1.0, "weight that the labels of an image surely noisy lose")
+        correct_from: float = param(0.8, "a label more probably wrong is changed; 1: none")
+        min_noise: float = param(
+            0.2, "estimated share of noisy images below which none is doubted; 0: off"
+        )
         pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
-        trust: float = param(0.5, "weight that an annotation surely noisy loses")
-        kd_weight: float = param(0.0, "largest weight of the distillation term on all cells")
-        kappa: float = param(2.0, "steepness of the ramps from the warm-up to the end", 0, 50)
-        logit_adjustment: bool = param(True, "train logits shifted by the site's log prior odds")
-        margin: float = param(1.0, "scale of the label-dependent margin; 0 turns it off", 0, 10)
-        min_images: int = param(20, "fewest images the mixture is fitted to", 4, 1_000_000)
-        min_gap: float = param(0.2, "least distance of its means, in standard deviations", 0, 10)
-        published: bool = param(False, "hard, lasting corrections and the rest as published")
-        hidden_label_leak: bool = param(False, "start from hidden labels, as published (leaky)")
+        average: float = param(
+            0.9, "share of earlier rounds in the model used; 0: the last one", 0, 0.999
+        )
+        logit_adjustment: bool = param(False, "train logits shifted by the site's log prior odds")
+        published: bool = param(False, "mixture, hard and lasting corrections as published")
+        refresh_every: int = param(5, "published: rounds between two refreshes", 1, 10_000)
+        confident: float = param(0.9, "published: a higher prediction is 1, 1 less it 0", 0.5)
+        inertia: float = param(0.8, "published: share of the old label kept on missing classes")
+        margin: float = param(1.0, "published: scale of the label-dependent margin", 0, 10)
+        kd_weight: float = param(0.8, "published: largest weight of the distillation term")
+        kappa: float = param(2.0, "published: steepness of its ramp", 0, 50)
+        hidden_label_leak: bool = param(False, "published: start from hidden labels (leaky)")
+        oracle_flags: bool = param(False, "the truth says which images are noisy (leaky)")
+
+        def __post_init__(self) -> None:
+            refuse_mixtures(self, published=self.published)
 
     params: Params
 
     @property
-    def hidden_labels(self) -> bool:
-        return self.params.hidden_label_leak
+    def leak(self) -> str:
+        leaks = {"labels": self.params.hidden_label_leak, "flags": self.params.oracle_flags}
+        return next((name for name, wanted in leaks.items() if wanted), "")
+
+    # ---- at a site
 
     def before_local(self, client: Client, model: FlatModel, message: Broadcast) -> None:
-        if self.params.logit_adjustment and not self.params.published:
-            client.cache["shift"] = log_odds(client.labels, self._prior(client, message))
-        age = message.round - self.plan.warmup_rounds
-        if age < 0:
+        if self.params.published:
+            super().before_local(client, model, message)
             return
-        refresh = age % self.params.refresh_every == 0
-        if refresh or self.params.kd_weight > 0:
-            client.cache["teacher"] = with_odds(client.predict(model), client.cache.get("shift"))
-        if refresh:
-            self._refresh(client, client.cache["teacher"].numpy(), message)
-        client.cache["prior"] = torch.from_numpy(self._margin_prior(client, message))
+        if self.params.logit_adjustment:
+            client.cache["shift"] = log_odds(client.labels, self.prior(client, message))
+        if message.round >= self.params.judge_from:
+            predicted = with_odds(client.predict(model), client.cache.get("shift")).numpy()
+            present = self._judge(client, predicted)
+            if message.round >= self.plan.warmup_rounds:
+                self._refine(client, predicted, present)
 
-    def _refresh(self, client: Client, predicted: np.ndarray, message: Broadcast) -> None:
-        params, labels, memory = self.params, client.labels, client.memory
-        mixture = {
-            "seed": derive_seed(self.plan.seed, "mixture", client.index),
-            "min_images": params.min_images,
-            "min_gap": params.min_gap,
-        }
-        weight = params.pseudo_weight
-        if params.published:
-            weight, snapped = 1, snap(predicted, params.confident)
-            noise = doubt_all(labels, memory, predicted, **mixture)
-            correct_all(labels, snapped, noisy=noise > 0.5)
-        else:
-            snapped = snap(predicted, params.confident, self._prior(client, message))
-            noise = doubt_positives(labels, memory, predicted, **mixture)
-            correct_confident(labels, snapped, noise=noise, trust=params.trust)
-        keep = max(params.inertia, LEAK_FADES if self.hidden_labels else 0)
-        fill_missing(labels, snapped, keep=keep, weight=weight, start=client.hidden)
-        if params.published:
-            rate = COUNTS_RATE * self._growth(message.round, COUNTS_KAPPA)
-            follow_labels(labels, memory, rate=rate, hidden=client.hidden)
+    def _judge(self, client: Client, predicted: np.ndarray) -> np.ndarray:
+        """Doubt images by all that was seen of them so far; (n, C) calibrated predictions."""
+        memory, given = client.memory, client.labels.observed
+        evidence = weigh_labels(predicted, given)
+        seen = float(memory.get("judged", np.zeros(1))[0])
+        keep = min(self.params.memory, seen / (seen + 1))
+        memory["judged"] = np.array([seen + 1])
+        memory["evidence"] = blend(memory.get("evidence"), evidence.log_odds, keep)
+        strangers = share_of_strangers(evidence, given, client.draw("strangers"))
+        if client.round <= self.plan.warmup_rounds or "share" not in memory:
+            shares = mixture_share(memory["evidence"]), min(strangers, 1.0)
+            memory["share"] = np.array([np.nanmean(shares)])  # one errs low, the other high
+        if self._labels_fit(client.round, strangers):
+            memory["share"] = np.zeros(1)
+        client.logs["estimated_noise"] = float(memory["share"][0])
+        noise = doubt_share(memory["evidence"], client.logs["estimated_noise"])
+        memory["noise_score"] = noise.astype(np.float32)
+        return evidence.present
 
-    def _growth(self, round: int, kappa: float) -> float:
-        return ramp(round, begin=self.plan.warmup_rounds, end=self.plan.rounds, kappa=kappa)
+    def _labels_fit(self, round: int, strangers: float) -> bool:
+        """Whether nothing speaks for noise. Asked early: in the end wrong labels fit as well."""
+        early = self.plan.warmup_rounds <= round <= self.plan.rounds / 2
+        return early and self.params.min_noise > 0 and not strangers >= self.params.min_noise
 
-    def _margin_prior(self, client: Client, message: Broadcast) -> np.ndarray:
-        """(C,) float32, from which margins are made."""
-        if not self.params.published:
-            return self._prior(client, message)
-        counts = running_counts(client.labels, client.memory, client.hidden)
-        return (counts / len(client.labels.observed)).astype(np.float32)
-
-    def _prior(self, client: Client, message: Broadcast) -> np.ndarray:
-        """(C,) share of positives; the leak counts hidden labels as well."""
-        if client.hidden is None:
-            return self.prior(client, message)
-        seen = np.where(client.labels.weight > 0, client.labels.target, client.hidden)
-        own = np.nanmean(seen, axis=0)
-        return np.where(np.isnan(own), message.extras["prior"], own)
+    def _refine(self, client: Client, predicted: np.ndarray, present: np.ndarray) -> None:
+        """Labels as observed, less what is doubted; predictions where nobody looked."""
+        labels, given = client.labels, np.nan_to_num(client.labels.observed)
+        noise = client.memory["noise_score"] if client.hidden is None else client.hidden
+        doubt = noise.astype(np.float64)[:, None]
+        wrong = doubt * np.abs(given - present)
+        change = wrong > self.params.correct_from
+        weight = np.where(change, wrong, 1 - self.params.trust * doubt)
+        labels.correct(labels.annotated, np.where(change, 1 - given, given), weight=weight)
+        labels.correct(~labels.annotated, predicted, weight=self.params.pseudo_weight)
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
-        teacher = self._teacher(client, model, batch, message)
+        if self.params.published:
+            return super().loss(client, model, batch, message)
+        batch = mix_up(batch, alpha=self.params.mixup, draw=client.draw("mixup", batch.step))
         logits = model.forward(batch.images)
         if "shift" in client.cache:
             logits = logits + client.cache["shift"].to(logits)
-        if message.round < self.plan.warmup_rounds:
-            return self.supervised(client, logits, batch)
-        margin = label_margin(batch.target, client.cache["prior"].to(logits.device))
-        shifted = logits + self.params.margin * margin
-        supervised = self.supervised(client, shifted, batch)
-        if teacher is None:
-            return supervised
-        weight = self.params.kd_weight * self._growth(message.round, self.params.kappa)
-        student = shifted if self.params.published else logits
-        distilled = masked_bce(student, teacher, torch.ones_like(teacher))
-        return weight * distilled + (1 - weight) * supervised
+        return self.supervised(client, logits, batch)
 
-    def _teacher(
-        self, client: Client, model: FlatModel, batch: Batch, message: Broadcast
-    ) -> Tensor | None:
-        if self.params.kd_weight == 0 or message.round < self.plan.warmup_rounds:
-            return None
-        if self.params.published:
-            return client.predict_batch(model, message.model, batch.images)
-        teacher: Tensor = client.cache["teacher"][batch.rows]
-        return teacher.to(batch.images.device)
+    # ---- at the server
+
+    def aggregate(self, server: Server, reports: Iterable[Report]) -> Tensor:
+        model = super().aggregate(server, reports)
+        if self.params.average > 0 and not self.params.published:
+            keep = min(self.params.average, server.round / (server.round + 4))
+            now = model.cpu().numpy()
+            server.memory["average"] = blend(server.memory.get("average"), now, keep)
+        return model
+
+    def evaluated(self, server: Server, clients: Sequence[Client]) -> Tensor:
+        if "average" not in server.memory:
+            return server.model
+        return torch.from_numpy(server.memory["average"])
 
 
-# ---- which images are doubted
+def refuse_mixtures(params: Any, *, published: bool) -> None:
+    """Refuse a parameter of the published method without ``published=true``, and the reverse."""
+    for entry in fields(params):
+        theirs = entry.metadata["help"].startswith("published:")
+        changed = getattr(params, entry.name) != entry.default
+        if changed and entry.name != "published" and theirs != published:
+            advice = "add" if theirs else "leave out"
+            raise UserError(f"--param {entry.name}: {advice} --param published=true beside it")
 
 
-def doubt_all(
-    labels: LabelState, memory: Arrays, predicted: np.ndarray, **mixture: Any
-) -> np.ndarray:
-    """As published: (N,) posteriors of noise, from agreement and loss over annotated cells.
+def blend(old: np.ndarray | None, new: np.ndarray, keep: float) -> np.ndarray:
+    """A running mean: ``keep`` of the old, the rest of the new; without an old one the new."""
+    return new.copy() if old is None else (keep * old + (1 - keep) * new).astype(new.dtype)
 
-    The mixture then mostly finds the images that have a positive label at all, since positives
-    are rarer and harder than negatives.
+
+# ---- labels and class counts as published
+
+
+def doubt_all(labels: LabelState, predicted: np.ndarray, *, seed: int) -> np.ndarray:
+    """(N,) posteriors of noise, from agreement and loss over annotated cells.
+
+    The mixture mostly finds the images that have a positive label at all, since positives are
+    rarer and harder than negatives.
 
     Args:
         labels: those of the site.
-        memory: the client's; keeps the result as ``noise_score``.
         predicted: (N, C) in [0, 1].
-        mixture: ``seed``, ``min_images`` and ``min_gap`` of :func:`utils_.mixture.split_noisy`.
+        seed: of the mixture.
     """
     agreement, loss = agreement_and_loss(predicted, labels.target, labels.annotated)
-    memory["noise_score"] = split_noisy(agreement, loss, **mixture).probability
-    return memory["noise_score"]
-
-
-def doubt_positives(
-    labels: LabelState, memory: Arrays, predicted: np.ndarray, **mixture: Any
-) -> np.ndarray:
-    """(N,) posteriors of noise, for images with a positive label; the others count as clean.
-
-    Agreement is that of the positives, relative to the class. Labels are those observed, and
-    evidence is the mean of all refreshes so far, because a wrong label learned by heart late
-    still shows its early loss. Arguments are those of :func:`doubt_all`.
-    """
-    given = np.nan_to_num(labels.observed)
-    positives = labels.annotated & (given == 1)
-    loss = agreement_and_loss(predicted, given, labels.annotated)[1]
-    evidence = _mean_so_far(memory, np.stack([class_agreement(predicted, positives), loss]))
-    judged = positives.any(axis=1)
-    noise = np.zeros(len(given), np.float32)
-    agreement, loss = evidence[:, judged]
-    noise[judged] = split_noisy(agreement, loss, **mixture).probability
-    memory["noise_score"] = noise
-    return noise
-
-
-def class_agreement(probability: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """How much more each image looks like its positive labels than the site's images do on average.
-
-    Log odds standardised within each class, mean over the image's positive cells: a rare class,
-    whose predictions are all small, is judged by the same measure as a frequent one.
-
-    Args:
-        probability: (N, C) in [0, 1].
-        positives: (N, C) bool, the cells labelled 1.
-
-    Returns:
-        (N,) float64; 0 for an image without a positive label.
-    """
-    probability = probability.astype(np.float64).clip(1e-6, 1 - 1e-6)
-    odds = np.log(probability) - np.log1p(-probability)
-    standardised = (odds - odds.mean(axis=0)) / odds.std(axis=0).clip(1e-6)
-    count = np.maximum(positives.sum(axis=1), 1)
-    agreement: np.ndarray = np.where(positives, standardised, 0).sum(axis=1) / count
-    return agreement
-
-
-def _mean_so_far(memory: Arrays, evidence: np.ndarray) -> np.ndarray:
-    count = memory.get("refreshes", np.zeros(1))
-    past = memory.get("evidence", np.zeros(1))
-    memory["evidence"] = (past * count + evidence) / (count + 1)
-    memory["refreshes"] = count + 1
-    return memory["evidence"]
-
-
-# ---- what becomes of the labels
-
-
-def correct_all(labels: LabelState, snapped: np.ndarray, *, noisy: np.ndarray) -> None:
-    """As published: annotations of (N,) noisy images become the (N, C) pseudo-labels, for good."""
-    labels.correct(labels.annotated & noisy[:, None], snapped)
-
-
-def correct_confident(
-    labels: LabelState, snapped: np.ndarray, *, noise: np.ndarray, trust: float
-) -> None:
-    """Correct what is sure, distrust what is not.
-
-    In images that are rather noisy than clean, a cell whose pseudo-label is hard takes it. Every
-    other annotation keeps its value and loses weight with the (N,) posterior ``noise``, by up to
-    ``trust``. Each refresh starts from the labels as observed.
-    """
-    given = np.nan_to_num(labels.observed)
-    sure = (noise > 0.5)[:, None] & ((snapped == 0) | (snapped == 1))
-    weight = np.where(sure, 1, 1 - trust * noise[:, None])
-    labels.correct(labels.annotated, np.where(sure, snapped, given), weight=weight)
+    split = split_noisy(agreement, loss, seed=seed, min_images=MIN_IMAGES, min_gap=MIN_GAP)
+    return split.probability
 
 
 def fill_missing(
@@ -269,16 +257,12 @@ def fill_missing(
     snapped: np.ndarray,
     *,
     keep: float,
-    weight: float,
     start: np.ndarray | None = None,
 ) -> None:
     """Pull missing cells towards the pseudo-labels, from ``start`` (their first value; (N, C))."""
     first = snapped if start is None else np.where(np.isnan(start), snapped, start)
     old = np.where(labels.weight > 0, labels.target, first)
-    labels.correct(~labels.annotated, keep * old + (1 - keep) * snapped, weight=weight)
-
-
-# ---- class counts as published
+    labels.correct(~labels.annotated, keep * old + (1 - keep) * snapped)
 
 
 def running_counts(labels: LabelState, memory: Arrays, hidden: np.ndarray | None) -> np.ndarray:

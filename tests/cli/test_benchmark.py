@@ -85,16 +85,16 @@ def forward_passes(task, monkeypatch) -> list[tuple[int, bool]]:
     return seen
 
 
-@pytest.mark.parametrize(("method", "distilled"), [("fedavg", False), ("fednml", True)])
-def test_bare_loops_make_the_passes_of_the_method(method, distilled, monkeypatch) -> None:
+@pytest.mark.parametrize(("method", "scored"), [("fedavg", False), ("fednml", True)])
+def test_bare_loops_make_the_passes_of_the_method(method, scored, monkeypatch) -> None:
     """The scoring pass and the steps of every client, in the same batches."""
-    federation = Federation(method, TWO, param=parts.EVERY_ROUND if distilled else {})
+    federation = Federation(method, TWO, param=parts.EVERY_ROUND if scored else {})
     bench = Bench(TWO)
     ours = forward_passes(federation.round, monkeypatch)
-    bare = forward_passes(lambda: bare_loop(bench, distilled=distilled), monkeypatch)
+    bare = forward_passes(lambda: bare_loop(bench, scored=scored), monkeypatch)
     assert ours == bare
     assert sum(images for images, training in ours if training) == TWO.trained
-    assert sum(images for images, training in ours if not training) == 40 * distilled
+    assert sum(images for images, training in ours if not training) == 40 * scored
 
 
 def test_plain_loop_makes_the_same_passes_in_another_memory_format(monkeypatch) -> None:
@@ -154,7 +154,7 @@ def test_stages_are_all_seen_and_leave_nothing_behind() -> None:
     federation = Federation("fednml", TWO, param=parts.EVERY_ROUND)
     federation.round()
     found = stage_times(federation, 1)
-    wanted = {"augment", "forward", "backward", "optimiser step", "refresh labels", "aggregate"}
+    wanted = {"augment", "forward", "backward", "optimiser step", "judge labels", "aggregate"}
     assert wanted | {"score own images", "supervised loss", "copy model out"} <= found.keys()
     assert all(seconds > 0 for seconds in found.values())
     assert before == (torch.Tensor.backward, torch.optim.AdamW.__dict__.get("step"))
@@ -225,7 +225,7 @@ def test_all_parts_but_the_peers(tiny, tmp_path, monkeypatch, capsys) -> None:
     assert all(math.isfinite(value) for value in ratios.values())
     assert found["failures"] == [] and found["small"]
     assert [row["clients"] for row in found["clients"]] == [4, 10]
-    assert found["stages"]["fednml"]["refresh labels"] > 0
+    assert found["stages"]["fednml"]["judge labels"] > 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in PROMISED)
     assert "stage of fedavg" in shown and str(tmp_path) in shown

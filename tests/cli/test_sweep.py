@@ -137,17 +137,17 @@ def test_a_file_holds_settings_and_lists(tmp_path: Path) -> None:
     path.write_text(
         "preset: quick\nrounds: 20\nsuppress-outliers: true\ndata_dir:\n"
         "method: [fedavg, fednml]\nnoise, missing: [[0.2, 2], [0.4, 4]]\n"
-        "param.margin: [0, 1]\nparam.trust: 0.9\ndata_seed: [1, 2]\nseed: [1]\n"
+        "param.mixup: [0, 1]\nparam.trust: 0.9\ndata_seed: [1, 2]\nseed: [1]\n"
     )
     words = command_words(read_grid(path), ["--clients", "3"])
     runs = plan(words)
     told = [(c.data_seed, c.noise, c.missing, c.method, c.param) for c in (r.config for r in runs)]
-    params = [("fedavg", {}), *(("fednml", {"margin": m, "trust": 0.9}) for m in (0, 1))]
+    params = [("fedavg", {}), *(("fednml", {"mixup": m, "trust": 0.9}) for m in (0, 1))]
     expected = [
         (seed, noise, missing, *method)
         for seed in (1, 2)
         for noise, missing in ((0.2, 2), (0.4, 4))
-        for method in params  # FedAvg once: it has no margin
+        for method in params  # FedAvg once: it mixes nothing
     ]
     assert sorted(map(str, told)) == sorted(map(str, expected))
     assert [one[0] for one in told] == [1] * 6 + [2] * 6

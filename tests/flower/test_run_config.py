@@ -37,10 +37,10 @@ def test_nothing_given_is_the_bare_command() -> None:
 
 def test_the_settings_are_those_of_the_command_line() -> None:
     told = {"method": "fednml", "noise": 0.4, "missing": 8, "assume-negative": True, "lr": 1e-5}
-    told |= {"param": "margin=0 trust=0.9", "suppress-outliers": False, "min-clients": 3}
+    told |= {"param": "mixup=0 trust=0.9", "suppress-outliers": False, "min-clients": 3}
     settings, _, patience = read_run_config(told | {"round-timeout": 60})
     line = ["--method=fednml", "--noise=0.4", "--missing=8", "--assume-negative", "--lr=1e-05"]
-    assert settings == parse_command_line([*line, "--param=margin=0", "--param=trust=0.9"])[0]
+    assert settings == parse_command_line([*line, "--param=mixup=0", "--param=trust=0.9"])[0]
     assert resolve(settings).missing == 8
     assert (patience.clients, patience.seconds) == (3, 60)
 

@@ -77,12 +77,16 @@ def test_fednoro_with_one_client_stays_in_its_first_stage(name: str) -> None:
 
 @EACH_OPTION
 def test_fednml_with_an_endless_warm_up_is_fedavg(name: str) -> None:
-    plain = run("fednml", name, **PATIENT, **{"param.logit_adjustment": False})
+    """But for its mixed images; labels are judged all the while and left alone."""
+    plain = run("fednml", name, **PATIENT, **{"param.mixup": 0})
     assert_same(plain, run("fedavg", name))
     assert not torch.equal(run("fednml", name).vector, run("fedavg", name).vector)
 
 
 @EACH_OPTION
-def test_the_warm_up_of_fednml_is_the_first_stage_of_fednoro(name: str) -> None:
+def test_the_warm_up_of_fednml_with_logit_adjustment_is_the_first_stage_of_fednoro(
+    name: str,
+) -> None:
     """Both adjust logits by the priors of what a site annotates; the rest has no weight yet."""
-    assert_same(run("fednml", name, **PATIENT), run("fednoro", name, **PATIENT))
+    adjusted = {"param.mixup": 0, "param.logit_adjustment": True}
+    assert_same(run("fednml", name, **PATIENT, **adjusted), run("fednoro", name, **PATIENT))
