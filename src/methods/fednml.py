@@ -179,7 +179,8 @@ class FedNML(AsPublished):
 
     def _labels_fit(self, round: int, strangers: float) -> bool:
         """Whether nothing speaks for noise. Asked early: in the end wrong labels fit as well."""
-        early = self.plan.warmup_rounds <= round <= self.plan.rounds / 2
+        warmup = self.plan.warmup_rounds
+        early = warmup <= round <= max(warmup, self.plan.rounds / 2)
         return early and self.params.min_noise > 0 and not strangers >= self.params.min_noise
 
     def _refine(self, client: Client, predicted: np.ndarray, present: np.ndarray) -> None:
