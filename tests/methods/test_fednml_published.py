@@ -12,7 +12,7 @@ import torch
 from by_hand import float32_tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stand_ins import FakeClient
+from stand_ins import ROUNDS, WARMUP, C, FakeClient, N, make_observed, predictions
 from tiny import make_plan
 
 from src.messages import Broadcast, Report
@@ -25,7 +25,6 @@ from utils_.priors import class_counts, class_prior
 from utils_.pseudo_labels import agreement_and_loss, snap
 from utils_.rng import derive
 
-N, C, WARMUP, ROUNDS = 12, 4, 10, 100
 VECTOR = torch.zeros(3)
 TERMS = 4 * 5 * C  # cells of a batch of five with their teacher's, and as many steps
 
@@ -35,23 +34,9 @@ def make_method(**param: Any) -> FedNML:
     return FedNML(plan, parse_params(FedNML, {"published": True} | param))
 
 
-def make_observed(seed: int = 0) -> np.ndarray:
-    """Labels of one client: class 3 is annotated nowhere, others have gaps."""
-    draw = derive(seed, "observed")
-    observed = (draw.random((N, C)) < 0.4).astype(np.float32)
-    observed[draw.random((N, C)) < 0.3] = np.nan
-    observed[:, 3] = np.nan
-    return observed
-
-
 def message(round: int, shared: np.ndarray | None = None) -> Broadcast:
     shared = np.full(C, 0.25, np.float32) if shared is None else shared
     return Broadcast(round, VECTOR, {"prior": shared})
-
-
-def predictions(round: int) -> np.ndarray:
-    """(N, C) with very small, middling and very large ones."""
-    return derive(round, "predicted").beta(0.4, 0.4, (N, C)).astype(np.float32)
 
 
 # ---- the reference: one number after the other, in Python's floats
