@@ -200,7 +200,7 @@ def test_the_sweep_of_words_is_planned(capsys: pytest.CaptureFixture[str]) -> No
     (line,) = [line for line in README if "sweep.py" in line]
     assert sweep.main(shlex.split(line)[2:]) == 0
     told = capsys.readouterr()
-    assert told.out.count("main_fednml.py") == 3 + 2 * 3  # FedAvg has no margin
+    assert told.out.count("main_fednml.py") == 3 + 2 * 3  # FedAvg mixes nothing
     assert "--measure" in told.err
 
 
