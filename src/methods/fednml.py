@@ -9,8 +9,8 @@ Differences from the published method:
 - An image's labels are judged together, by a calibrated prediction against a draw that never looked
   at the image, instead of by a mixture of agreement and loss.
 - Nobody is doubted at a site whose labels fit their images much better than those of other images.
-- Labels lose weight. They are changed where they are surely wrong, and from what was observed anew
-  in every round.
+- Labels lose weight, anew in every round. None is turned around unless ``correct_from`` asks for
+  it: on real noise most of those had been right.
 - Images are mixed, which delays learning by heart. The model that is used is a mean over rounds.
 - Missing labels start from the prediction, not from hidden labels (``hidden_label_leak`` brings
   the leak back, marked as such).
@@ -115,7 +115,7 @@ class FedNML(AsPublished):
         judge_from: int = param(5, "first round whose model judges labels", 0, 10_000)
         memory: float = param(0.9, "share of the earlier evidence kept in a round", 0, 1)
         trust: float = param(1.0, "weight that the labels of an image surely noisy lose")
-        correct_from: float = param(0.8, "a label more probably wrong is changed; 1: none")
+        correct_from: float = param(1.0, "a label more probably wrong is turned around; 1: none")
         min_noise: float = param(
             0.2, "estimated share of noisy images below which none is doubted; 0: off"
         )

@@ -315,7 +315,7 @@ def test_the_walk_finds_what_there_is() -> None:
 
 def test_the_walk_finds_the_marked_leak() -> None:
     dataset, scenario = flawed("cells")
-    simulation = make_simulation(make_config("fednml", param=LEAK), dataset, scenario)
+    simulation = make_simulation(make_config("fednml:published", param=LEAK), dataset, scenario)
     assert leaks(roots(simulation, None), dataset, scenario) == {"content of noisy"}
     simulation = make_simulation(make_config("clean"), dataset, scenario)
     assert leaks(roots(simulation, None), dataset, scenario) == {"content of true"}

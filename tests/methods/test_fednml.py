@@ -40,7 +40,7 @@ MANY = 200
 
 def fednml(**param: Any) -> Any:
     """Without the guard unless asked for: most tables here are too small for it."""
-    return make_method("fednml", **({"min_noise": 0} | param))
+    return make_method("fednml", **({"min_noise": 0, "correct_from": 0.8} | param))
 
 
 def judge(method: Any, client: FakeClient, round: int, predicted: np.ndarray) -> None:
@@ -195,6 +195,14 @@ def test_too_few_images_for_an_estimate_are_not_doubted() -> None:
     judge(fednml(min_noise=0.2), client, WARMUP, predictions(0))
     assert math.isnan(estimate(client))
     assert (client.memory["noise_score"] == 0).all()
+
+
+def test_by_default_no_label_is_turned_around() -> None:
+    _, observed, predicted = site(0.4)
+    client = FakeClient(LabelState(observed))
+    judge(make_method("fednml"), client, WARMUP, predicted)
+    np.testing.assert_array_equal(client.labels.target, observed)
+    assert client.labels.weight.min() < 0.1
 
 
 def test_flags_of_the_truth_take_all_weight_and_nothing_else() -> None:
