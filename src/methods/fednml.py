@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
 COUNTS_RATE, COUNTS_KAPPA = 0.8, 2.0  # ramp by which class counts follow the labels, as published
+SHORTEST = 16  # a mean over rounds reaches back over a sixteenth of the training at most
 MIN_IMAGES, MIN_GAP = 4, 0.0  # of the published mixture
 
 
@@ -112,13 +113,12 @@ class FedNML(AsPublished):
         """Every constant of the method."""
 
         mixup: float = param(1.0, "alpha of MixUp; 0 turns it off", 0, 10)
+        mixup_after: int = param(40, "epochs of a site before images are mixed", 0, 1_000_000)
         judge_from: int = param(5, "first round whose model judges labels", 0, 10_000)
         memory: float = param(0.9, "share of the earlier evidence kept in a round", 0, 1)
         trust: float = param(1.0, "weight that the labels of an image surely noisy lose")
         correct_from: float = param(1.0, "a label more probably wrong is turned around; 1: none")
-        min_noise: float = param(
-            0.2, "estimated share of noisy images below which none is doubted; 0: off"
-        )
+        min_noise: float = param(0.2, "estimated noise below which nobody is doubted; 0: off")
         pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
         average: float = param(
             0.9, "share of earlier rounds in the model used; 0: the last one", 0, 0.999
@@ -197,7 +197,9 @@ class FedNML(AsPublished):
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         if self.params.published:
             return super().loss(client, model, batch, message)
-        batch = mix_up(batch, alpha=self.params.mixup, draw=client.draw("mixup", batch.step))
+        if message.round * self.plan.local_epochs >= self.params.mixup_after:
+            draw = client.draw("mixup", batch.step)
+            batch = mix_up(batch, alpha=self.params.mixup, draw=draw)
         logits = model.forward(batch.images)
         if "shift" in client.cache:
             logits = logits + client.cache["shift"].to(logits)
@@ -208,7 +210,8 @@ class FedNML(AsPublished):
     def aggregate(self, server: Server, reports: Iterable[Report]) -> Tensor:
         model = super().aggregate(server, reports)
         if self.params.average > 0 and not self.params.published:
-            keep = min(self.params.average, server.round / (server.round + 4))
+            most = min(self.params.average, max(0.0, 1 - SHORTEST / self.plan.rounds))
+            keep = min(most, server.round / (server.round + 4))
             now = model.cpu().numpy()
             server.memory["average"] = blend(server.memory.get("average"), now, keep)
         return model
