@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import resource
 import signal
@@ -60,8 +61,19 @@ def _main(arguments: Sequence[str] | None) -> int:
     if options.inputs < 1 or options.first < 0:
         raise UserError("--inputs, --first: give a number from 1, and one from 0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _silent():
         return fuzz(Path(folder).resolve(), options)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What is refused is told by the table; afterwards this process logs as before."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def fuzz(folder: Path, options: argparse.Namespace) -> int:
@@ -116,12 +128,9 @@ def _guided(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _chosen(folder: Path, names: Sequence[str] | None) -> dict[str, Target]:
-    import logging
-
     from scripts.fuzz_code.targets import make_targets
     from utils_.errors import nearest
 
-    logging.disable(logging.CRITICAL)
     every = make_targets(folder)
     for name in names or ():
         if name not in every:

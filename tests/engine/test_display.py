@@ -170,8 +170,8 @@ def test_many_sites_have_no_more_histograms(monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_settings_tell_runs_apart() -> None:
     assert other_settings(resolve({})) == "-"
     assert other_settings(resolve({"noise": 0.2, "lr": 0.1, "save_dir": "x"})) == "-"
-    given = {"param": {"margin": 0.5}, "local_epochs": 1, "aggregator": "median", "name": "x"}
-    assert other_settings(resolve(given)) == "margin=0.5 local_epochs=1 aggregator=median"
+    given = {"param": {"mixup": 0.5}, "local_epochs": 1, "aggregator": "median", "name": "x"}
+    assert other_settings(resolve(given)) == "mixup=0.5 local_epochs=1 aggregator=median"
     found = other_settings(resolve({"dataset": "csv", "data_dir": "my_data"}))
     assert found == "data_dir=my_data"
     for name in DATASETS:

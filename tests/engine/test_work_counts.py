@@ -206,7 +206,8 @@ def test_copies_between_host_and_device(method: str) -> None:
     a_step = (moves[3]["to device"] - moves[1]["to device"]) / (2 * steps)
     assert a_step <= MOVES_A_STEP[method]
     assert moves[3]["to host"] == moves[1]["to host"], "a step must not wait for the device"
-    assert moves[1]["to host"] <= 3 * MOVES_TO_HOST_A_CLIENT[method]
+    at_server = method == "fednml"  # its mean over rounds is kept as an array
+    assert moves[1]["to host"] <= 3 * MOVES_TO_HOST_A_CLIENT[method] + at_server
 
 
 def test_evaluation_scores_each_image_once_and_only_when_due() -> None:
