@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from scripts.fuzz_code.mutate import mutated
 from utils_.errors import UserError
 from utils_.rng import derive
-from utils_.script import Parser, end_with, exit_code
+from utils_.script import Parser, end_with, exit_code, silenced
 
 if TYPE_CHECKING:
     from scripts.fuzz_code.targets import Target
@@ -61,19 +61,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     if options.inputs < 1 or options.first < 0:
         raise UserError("--inputs, --first: give a number from 1, and one from 0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _silent():
+    # What is refused is told by the table.
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, silenced(logging.CRITICAL):
         return fuzz(Path(folder).resolve(), options)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """What is refused is told by the table; afterwards this process logs as before."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def fuzz(folder: Path, options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from utils_.augment import Augmenter, channel_statistics
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, VAL, ImageDataset
 from utils_.environment import peak_rss_mb, processor_count
 from utils_.errors import UserError
-from utils_.labels import LabelState
+from utils_.labels import LabelState, wrong_cells
 from utils_.metrics import Metrics
 from utils_.scenario import Scenario, client_names
 from utils_.site_names import SiteNames
@@ -351,9 +351,11 @@ def _leaked(
     """What ``Method.leak`` asks for: (n, C) labels, (n,) flags of wrong images, or nothing."""
     if not leak:
         return None
-    given, true = scenario.noisy[rows], dataset.best_known[rows]
-    wrong = scenario.annotated[rows] & ~np.isnan(true) & (given != true)
-    return given if leak == "labels" else np.asarray(wrong.any(axis=1))
+    given: np.ndarray = scenario.noisy[rows]
+    if leak == "labels":
+        return given
+    wrong = scenario.annotated[rows] & wrong_cells(dataset.best_known[rows], given)
+    return np.asarray(wrong.any(axis=1))
 
 
 def _mean_loss(reports: Sequence[Report]) -> float:

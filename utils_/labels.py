@@ -114,9 +114,12 @@ class Oracle:
 
     def noise(self, rows: np.ndarray) -> np.ndarray:
         """(rows, C) bool: cells whose observed value would differ from the true one."""
-        true, noisy = self._true[rows], self._noisy[rows]
-        wrong: np.ndarray = (true != noisy) & ~np.isnan(true) & ~np.isnan(noisy)
-        return wrong
+        return wrong_cells(self._true[rows], self._noisy[rows])
+
+
+def wrong_cells(true: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Bool of the tables' shape: cells in which both are known, and differ."""
+    return np.asarray((true != given) & ~np.isnan(true) & ~np.isnan(given))
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from utils_.errors import UserError
@@ -37,6 +39,17 @@ def exit_code(work: Callable[[], int], *, name: str, interrupted: str) -> int:
         text, code = f"interrupted; {interrupted}", INTERRUPTED
     sys.stderr.write(f"{name}: {text}\n")
     return code
+
+
+@contextmanager
+def silenced(level: int) -> Iterator[None]:
+    """Nothing up to this level of logging is said; afterwards the process logs as before."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:

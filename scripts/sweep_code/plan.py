@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from src.job import data_options, load_dataset, present_inputs, settle
 from src.run_folder import IMAGES, changes, file_inputs, run_folder
 from utils_.environment import processor_count
 from utils_.errors import UserError
+from utils_.script import silenced
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ROOT / "src" / "main_fednml.py"
@@ -64,7 +64,7 @@ def plan(commands: Sequence[Sequence[str]]) -> list[Planned]:
     """
     inputs = _once(_inputs)
     found: dict[Path, Planned] = {}
-    with _silent():  # what the label files give rise to is said by each run
+    with silenced(logging.WARNING):  # what the label files give rise to is said by each run
         for words in commands:
             config = settle(parse_command_line(words)[0])
             folder = run_folder(config, inputs(config)).absolute()
@@ -76,7 +76,7 @@ def of_other_images(runs: Sequence[Planned]) -> list[Planned]:
     """Those whose folder was made from other images than are there now: its name does not tell."""
     images = _once(_images)
     there = [run for run in runs if run.folder.exists() and run.config.dataset != "synthetic"]
-    with _silent():
+    with silenced(logging.WARNING):
         return [run for run in there if _differs(run.folder, images(run.config))]
 
 
@@ -118,13 +118,3 @@ def _once(read: Callable[[Config], dict[str, str]]) -> Callable[[Config], dict[s
         return known[key]
 
     return reader
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -39,7 +39,13 @@ from utils_.mixture import split_noisy
 from utils_.priors import log_odds, with_odds
 from utils_.pseudo_labels import agreement_and_loss, snap
 from utils_.rng import derive_seed
-from utils_.suspects import doubt_share, mixture_share, share_of_strangers, weigh_labels
+from utils_.suspects import (
+    Evidence,
+    doubt_share,
+    mixture_share,
+    share_of_strangers,
+    weigh_labels,
+)
 
 if TYPE_CHECKING:
     from src.client import Client
@@ -51,6 +57,8 @@ if TYPE_CHECKING:
 LEAK_FADES = 0.8  # what is left of a leaked label after a refresh, as published
 COUNTS_RATE, COUNTS_KAPPA = 0.8, 2.0  # ramp by which class counts follow the labels, as published
 SHORTEST = 16  # a mean over rounds reaches back over a sixteenth of the training at most
+PUBLISHED = {"refresh_every", "confident", "inertia", "margin", "kd_weight", "kappa"}
+PUBLISHED |= {"hidden_label_leak"}  # the parameters of the published method
 MIN_IMAGES, MIN_GAP = 4, 0.0  # of the published mixture
 
 
@@ -166,22 +174,26 @@ class FedNML(AsPublished):
         keep = min(self.params.memory, seen / (seen + 1))
         memory["judged"] = np.array([seen + 1])
         memory["evidence"] = blend(memory.get("evidence"), evidence.log_odds, keep)
-        strangers = share_of_strangers(evidence, given, client.draw("strangers"))
-        if client.round <= self.plan.warmup_rounds or "share" not in memory:
-            shares = mixture_share(memory["evidence"]), min(strangers, 1.0)
-            memory["share"] = np.array([np.nanmean(shares)])  # one errs low, the other high
-        if self._labels_fit(client.round, strangers):
-            memory["share"] = np.zeros(1)
+        self._estimate_share(client, evidence)
         client.logs["estimated_noise"] = float(memory["share"][0])
         noise = doubt_share(memory["evidence"], client.logs["estimated_noise"])
         memory["noise_score"] = noise.astype(np.float32)
         return evidence.present
 
-    def _labels_fit(self, round: int, strangers: float) -> bool:
-        """Whether nothing speaks for noise. Asked early: in the end wrong labels fit as well."""
-        warmup = self.plan.warmup_rounds
-        early = warmup <= round <= max(warmup, self.plan.rounds / 2)
-        return early and self.params.min_noise > 0 and not strangers >= self.params.min_noise
+    def _estimate_share(self, client: Client, evidence: Evidence) -> None:
+        """How many images are noisy: as the warm-up ends, or none, for good, where labels fit."""
+        memory, warmup = client.memory, self.plan.warmup_rounds
+        early = client.round <= max(warmup, self.plan.rounds / 2)  # in the end wrong labels fit too
+        if not early and "share" in memory:
+            return
+        draw = client.draw("strangers")
+        strangers = share_of_strangers(evidence, client.labels.observed, draw)
+        if client.round <= warmup or "share" not in memory:
+            shares = mixture_share(memory["evidence"]), min(strangers, 1.0)
+            memory["share"] = np.array([np.nanmean(shares)])  # one errs low, the other high
+        asked = early and client.round >= warmup and self.params.min_noise > 0
+        if asked and not strangers >= self.params.min_noise:
+            memory["share"] = np.zeros(1)
 
     def _refine(self, client: Client, predicted: np.ndarray, present: np.ndarray) -> None:
         """Labels as observed, less what is doubted; predictions where nobody looked."""
@@ -225,7 +237,7 @@ class FedNML(AsPublished):
 def refuse_mixtures(params: Any, *, published: bool) -> None:
     """Refuse a parameter of the published method without ``published=true``, and the reverse."""
     for entry in fields(params):
-        theirs = entry.metadata["help"].startswith("published:")
+        theirs = entry.name in PUBLISHED
         changed = getattr(params, entry.name) != entry.default
         if changed and entry.name != "published" and theirs != published:
             advice = "add" if theirs else "leave out"
