@@ -128,9 +128,7 @@ class FedNML(AsPublished):
         correct_from: float = param(1.0, "a label more probably wrong is turned around; 1: none")
         min_noise: float = param(0.2, "estimated noise below which nobody is doubted; 0: off")
         pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
-        average: float = param(
-            0.9, "share of earlier rounds in the model used; 0: the last one", 0, 0.999
-        )
+        average: float = param(0.9, "share of earlier rounds in the model; 0: the last", 0, 0.999)
         logit_adjustment: bool = param(False, "train logits shifted by the site's log prior odds")
         published: bool = param(False, "mixture, hard and lasting corrections as published")
         refresh_every: int = param(5, "published: rounds between two refreshes", 1, 10_000)
@@ -149,8 +147,7 @@ class FedNML(AsPublished):
 
     @property
     def leak(self) -> str:
-        leaks = {"labels": self.params.hidden_label_leak, "flags": self.params.oracle_flags}
-        return next((name for name, wanted in leaks.items() if wanted), "")
+        return "labels" if self.params.hidden_label_leak else "flags" * self.params.oracle_flags
 
     # ---- at a site
 
@@ -186,8 +183,8 @@ class FedNML(AsPublished):
         early = client.round <= max(warmup, self.plan.rounds / 2)  # in the end wrong labels fit too
         if not early and "share" in memory:
             return
-        draw = client.draw("strangers")
-        strangers = share_of_strangers(evidence, client.labels.observed, draw)
+        given, draw = client.labels.observed, client.draw("strangers")
+        strangers = share_of_strangers(evidence, given, draw)
         if client.round <= warmup or "share" not in memory:
             shares = mixture_share(memory["evidence"]), min(strangers, 1.0)
             memory["share"] = np.array([np.nanmean(shares)])  # one errs low, the other high
