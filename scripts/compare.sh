@@ -41,13 +41,13 @@ fi
 [ -z "$SETTINGS" ] || test+=(--settings $SETTINGS)
 compare() { "$PYTHON" "$root/scripts/compare.py" "$@"; }
 
-# 1. All candidates on the tuning seeds: 20 rows x 4 x 2 settings x 3 seeds = 480 runs.
+# 1. All candidates on the tuning seed: 20 rows x 2 x 2 settings = 80 runs.
 compare tune "${tuning[@]}" "$@"
 
 # 2. The best candidate of each row by validation mAP: seconds.
 compare choose "${tuning[@]}" "${chosen[@]}" "$@"
 
-# 3. These on the test seeds: 20 rows x 11 settings x 5 seeds = 1,100 runs.
+# 3. These on the test seeds: 20 rows x 13 settings x 5 seeds = 1,300 runs.
 compare run "${test[@]}" "${chosen[@]}" "${frozen[@]}" "$@"
 
 # 4. The tables: seconds.

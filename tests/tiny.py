@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
 }
 # Parameters that make a method do at this size what it does at full size.
 PARAMS: dict[str, dict[str, Any]] = {
-    "fednml": {"judge_from": 1, "min_noise": 0, "correct_from": 0.3, "mixup_after": 0},
+    "fednml": {"judge_from": 1, "min_noise": 0, "doubted_weight": 1, "mixup_epochs": 0},
     "fednml:published": {"refresh_every": 1, "confident": 0.5},
     "fedmlp": {"negative_rate": 0.5, "positive_rate": 0.5, "upper": 0.51, "lower": 0.49},
     "fedlsm": {"uncertain": 0.3, "confident": 0.4, "ema": 0.5, "high": 0.52, "low": 0.48}

@@ -19,7 +19,7 @@ SHARED = {"rounds": 3, "warmup_rounds": 1, "image_size": 16, "local_epochs": 1, 
 SHARED |= {"device": "cpu", "workers": 1, "name": RUN}
 DRAWN = {"clients": 3, "train_images": 40, "test_images": 20, "noise": 0.3, "missing": 0.5}
 FILES = {"dataset": "csv", "ignore_columns": "sex,age,reader", "val_share": 0.2}
-PARAMS = ("judge_from=1", "min_noise=0", "correct_from=0.3", "mixup_after=0")
+PARAMS = ("judge_from=1", "min_noise=0", "doubted_weight=1", "mixup_epochs=0")
 FEW = ("--folds", "2", "--repeats", "1", "--rounds", "1", "--least", "2", "--quiet")
 IMAGES = 60
 MEASURED = ("seconds", "seconds_per_round", "peak_rss_mb")  # differ from run to run

@@ -9,11 +9,11 @@ Differences from the published method:
 - An image's labels are judged together, by a calibrated prediction against a draw that never looked
   at the image, instead of by a mixture of agreement and loss.
 - Nobody is doubted at a site whose labels fit their images much better than those of other images.
-- Labels lose weight, anew in every round. None is turned around unless ``correct_from`` asks for
-  it: on real noise most of those had been right.
+- Labels lose weight, anew in every round. Those of an image that is more probably noisy than not
+  give way to what was predicted for it, on the mean of all rounds.
 - Images are mixed, which delays learning by heart. The model that is used is a mean over rounds.
-- Missing labels start from the prediction, not from hidden labels (``hidden_label_leak`` brings
-  the leak back, marked as such).
+- Missing labels are the same mean prediction, and do not start from hidden labels
+  (``hidden_label_leak`` brings the leak back, marked as such).
 
 ``published=true`` undoes all but honesty, constants and these details: agreement and loss run over
 annotated cells at every refresh, and the mixture sees standardised features. Margins then come from
@@ -40,6 +40,7 @@ from utils_.priors import log_odds, with_odds
 from utils_.pseudo_labels import agreement_and_loss, snap
 from utils_.rng import derive_seed
 from utils_.suspects import (
+    TINY,
     Evidence,
     doubt_share,
     mixture_share,
@@ -121,13 +122,13 @@ class FedNML(AsPublished):
         """Every constant of the method."""
 
         mixup: float = param(1.0, "alpha of MixUp; 0 turns it off", 0, 10)
-        mixup_after: int = param(40, "epochs of a site before images are mixed", 0, 1_000_000)
+        mixup_epochs: int = param(80, "a shorter training mixes no images", 0, 1_000_000)
         judge_from: int = param(5, "first round whose model judges labels", 0, 10_000)
-        memory: float = param(0.9, "share of the earlier evidence kept in a round", 0, 1)
+        memory: float = param(0.9, "share of what was seen earlier that a round keeps", 0, 1)
         trust: float = param(1.0, "weight that the labels of an image surely noisy lose")
-        correct_from: float = param(1.0, "a label more probably wrong is turned around; 1: none")
         min_noise: float = param(0.2, "estimated noise below which nobody is doubted; 0: off")
-        pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
+        pseudo_weight: float = param(1.0, "weight of a missing class's pseudo-label")
+        doubted_weight: float = param(0.5, "weight of a pseudo-label in place of a doubted label")
         average: float = param(0.9, "share of earlier rounds in the model; 0: the last", 0, 0.999)
         logit_adjustment: bool = param(False, "train logits shifted by the site's log prior odds")
         published: bool = param(False, "mixture, hard and lasting corrections as published")
@@ -159,23 +160,22 @@ class FedNML(AsPublished):
             client.cache["shift"] = log_odds(client.labels, self.prior(client, message))
         if message.round >= self.params.judge_from:
             predicted = with_odds(client.predict(model), client.cache.get("shift")).numpy()
-            present = self._judge(client, predicted)
+            self._judge(client, predicted)
             if message.round >= self.plan.warmup_rounds:
-                self._refine(client, predicted, present)
+                self._refine(client)
 
-    def _judge(self, client: Client, predicted: np.ndarray) -> np.ndarray:
-        """Doubt images by all that was seen of them so far; (n, C) calibrated predictions."""
-        memory, given = client.memory, client.labels.observed
-        evidence = weigh_labels(predicted, given)
+    def _judge(self, client: Client, predicted: np.ndarray) -> None:
+        """Doubt images by all that was seen of them so far; (n, C) predictions."""
+        memory = client.memory
+        evidence = weigh_labels(predicted, client.labels.observed)
         seen = float(memory.get("judged", np.zeros(1))[0])
         keep = min(self.params.memory, seen / (seen + 1))
         memory["judged"] = np.array([seen + 1])
         memory["evidence"] = blend(memory.get("evidence"), evidence.log_odds, keep)
+        memory["predicted"] = blend(memory.get("predicted"), predicted, keep)
         self._estimate_share(client, evidence)
-        client.logs["estimated_noise"] = float(memory["share"][0])
-        noise = doubt_share(memory["evidence"], client.logs["estimated_noise"])
-        memory["noise_score"] = noise.astype(np.float32)
-        return evidence.present
+        share = client.logs["estimated_noise"] = float(memory["share"][0])
+        memory["noise_score"] = doubt_share(memory["evidence"], share).astype(np.float32)
 
     def _estimate_share(self, client: Client, evidence: Evidence) -> None:
         """How many images are noisy: as the warm-up ends, or none, for good, where labels fit."""
@@ -192,21 +192,22 @@ class FedNML(AsPublished):
         if asked and not strangers >= self.params.min_noise:
             memory["share"] = np.zeros(1)
 
-    def _refine(self, client: Client, predicted: np.ndarray, present: np.ndarray) -> None:
-        """Labels as observed, less what is doubted; predictions where nobody looked."""
+    def _refine(self, client: Client) -> None:
+        """Labels as observed where they are believed; predictions there and where nobody looked."""
         labels, given = client.labels, np.nan_to_num(client.labels.observed)
         noise = client.memory["noise_score"] if client.hidden is None else client.hidden
         doubt = noise.astype(np.float64)[:, None]
-        wrong = doubt * np.abs(given - present)
-        change = wrong > self.params.correct_from
-        weight = np.where(change, wrong, 1 - self.params.trust * doubt)
-        labels.correct(labels.annotated, np.where(change, 1 - given, given), weight=weight)
+        believed = 1 - self.params.trust * doubt
+        guess = np.where(doubt > 0.5, self.params.doubted_weight * doubt, 0)
+        predicted, weight = client.memory["predicted"], np.minimum(believed + guess, 1)
+        mixed = (believed * given + guess * predicted) / np.maximum(believed + guess, TINY)
+        labels.correct(labels.annotated, np.where(guess > 0, mixed, given), weight=weight)
         labels.correct(~labels.annotated, predicted, weight=self.params.pseudo_weight)
 
     def loss(self, client: Client, model: FlatModel, batch: Batch, message: Broadcast) -> Tensor:
         if self.params.published:
             return super().loss(client, model, batch, message)
-        if message.round * self.plan.local_epochs >= self.params.mixup_after:
+        if self.plan.rounds * self.plan.local_epochs >= self.params.mixup_epochs:
             draw = client.draw("mixup", batch.step)
             batch = mix_up(batch, alpha=self.params.mixup, draw=draw)
         logits = model.forward(batch.images)

@@ -98,16 +98,16 @@ def complaint(capsys: pytest.CaptureFixture, *words: object) -> str:
 
 def test_every_row_has_the_same_number_of_candidates(protocol: Protocol) -> None:
     assert set(protocol.tuning) == set(protocol.methods)
-    assert {len(c) for c in protocol.tuning.values()} == {protocol.candidates}
+    assert len({len(c) for c in protocol.tuning.values()}) == 1
     for method, candidates in protocol.tuning.items():
-        assert len({yaml.safe_dump(c) for c in candidates}) == protocol.candidates, method
-        assert len({c["lr"] for c in candidates}) >= 2, method
+        assert len({yaml.safe_dump(c) for c in candidates}) == len(candidates), method
+        assert len({c["lr"] for c in candidates[: protocol.candidates]}) == 2, method
 
 
 def test_tuning_and_test_seeds_are_apart(protocol: Protocol) -> None:
     for one in (protocol, read_protocol(FILES, SMALL)):
         assert not set(one.tuning_seeds) & set(one.test_seeds)
-    assert len(protocol.tuning_seeds) == 3
+    assert len(protocol.tuning_seeds) == 1
     assert len(protocol.test_seeds) == 5
 
 
@@ -132,7 +132,7 @@ def test_a_wrong_protocol_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         (folder / name).write_text(text)
         return said
 
-    assert "seeds 9 both tune and test" in changed("budget.yaml", "[21,", "[9,")
+    assert "seeds 7 both tune and test" in changed("budget.yaml", "[21,", "[7,")
     few = changed("tuning.yaml", "  - {lr: 0.001, param: {mu: 0.01}}\n", "")
     assert "'fedprox' has 3 candidates" in few
     assert "did you mean 'noise'?" in changed("settings.yaml", "noise: 0.2", "nois: 0.2")
@@ -484,9 +484,10 @@ def test_the_shown_numbers_are_those_of_scipy() -> None:
 
 
 def test_seeds_of_the_tuning_are_shown_as_no_result(
-    tmp_path: Path, protocol: Protocol, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = tmp_path / "rows.csv"
+    table, budget = tmp_path / "rows.csv", FILES / "rivals.yaml"
+    protocol = read_protocol(FILES, budget)
     for number, seed in enumerate(protocol.tuning_seeds):
         for method, score in (("fedavg", 0.3), ("fedprox", 0.32 + number / 100)):
             run = protocol.run(method, 0, setting="paper-0.4-4", seed=seed)
@@ -495,9 +496,10 @@ def test_seeds_of_the_tuning_are_shown_as_no_result(
             line |= {"bound": "False", "val_selected.mAP": str(score), "last5.mAP": str(score)}
             rows.append_row(table, line)
     seeds = list(map(str, protocol.tuning_seeds))
-    assert compare.main(["show", "--rows", str(table), "--seeds", *seeds]) == 0
+    show = ["show", "--rows", str(table), "--budget", str(budget)]
+    assert compare.main([*show, "--seeds", *seeds]) == 0
     shown = capsys.readouterr().out
     assert "+0.030" in shown  # the mean difference of the three
     assert "a lead and no result" in shown
-    assert compare.main(["show", "--rows", str(table)]) == 2  # the seeds of the tables have no row
-    assert compare.main(["show", "--rows", str(table), "--seeds", "7", "21"]) == 2
+    assert compare.main(show) == 2  # the seeds of the tables have no row
+    assert compare.main([*show, "--seeds", "7", "21"]) == 2
