@@ -18,7 +18,8 @@ from src.client import Client
 from src.config import Config
 from src.flower.own_data import SiteTable, held_out_part, own_scenario, with_sites
 from src.flower.records import BadRecord, from_broadcast, head, to_report
-from src.flower.sites import INTRODUCE, TRAIN_ROUND, Sites, SitesGone, merged_sums
+from src.flower.sites import Sites, SitesGone, merged_sums
+from src.flower.words import HEAD, INTRODUCE, TRAIN_ROUND
 from src.job import Engine, data_options
 from src.messages import NO_MODEL, Broadcast, Report
 from src.models import FlatModel, Predictor
@@ -164,7 +165,7 @@ class SiteRunner:
         """The records with what this site alone is told; the arrays are shared."""
         own = RecordDict(dict(records))
         told = {"client": client, "has-reported": heard, **self._told, **head(records)}
-        own["head"] = type(head(records))(told)
+        own[HEAD] = type(head(records))(told)
         return own
 
     def _report(self, client: int, answer: RecordDict | str, round: int) -> Report | str:

@@ -20,6 +20,7 @@ import torch
 from src.attacks import Attack
 from src.client import Client
 from src.config import Config, resolve
+from src.flower.node import Node
 from src.flower.own_data import own_labels
 from src.job import load_dataset
 from src.methods import method_class
@@ -28,61 +29,7 @@ from src.models import FlatModel
 from src.simulation import build_clients, build_model, draw_attack
 from utils_.augment import Augmenter
 from utils_.datasets.base import ImageDataset
-from utils_.errors import UserError, nearest
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario
-
-# What a node decides for itself: settings of a run, and what only a node has.
-LOCAL_FORMS = ("ignore_columns", "label_format", "uncertain", "combine")
-LOCAL = ("data_dir", "cache_dir", "device", "skip_bad_images", "allow_duplicates")
-NODE_KEYS = ("site", "state_dir", "partition_id", "num_partitions")
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a node's ``--node-config`` says.
-
-    Attributes:
-        partition: its number in a simulation, None at a hospital.
-        partitions: how many there are, -1 if nobody said.
-        site: the hospital's name.
-        settings: settings of a run that the node decides for itself.
-        state: where the site's state is kept, None for a place beside the data.
-    """
-
-    partition: int | None
-    partitions: int
-    site: str
-    settings: Mapping[str, Any]
-    state: Path | None
-
-    @classmethod
-    def read(cls, config: Mapping[str, Any]) -> Node:
-        """Check and sort the keys.
-
-        Raises:
-            UserError: an unknown key, or neither a partition nor a hospital.
-        """
-        told = {key.replace("-", "_"): value for key, value in config.items()}
-        known = (*NODE_KEYS, *LOCAL, *LOCAL_FORMS)
-        for key in told:
-            if key not in known:
-                raise UserError(f"--node-config {key}: unknown; {nearest(key, known)}")
-        settings = {key: told[key] for key in (*LOCAL, *LOCAL_FORMS) if key in told}
-        state = Path(str(told["state_dir"])) if "state_dir" in told else None
-        if "partition_id" in told:
-            number = int(told["partition_id"])
-            return cls(number, int(told.get("num_partitions", -1)), "", settings, state)
-        if not told.get("site") or "data_dir" not in told:
-            raise UserError(
-                "--node-config: give this hospital's name and folder, such as "
-                '\'site="north" data-dir="/data"\''
-            )
-        return cls(None, -1, str(told["site"]), settings, state)
-
-    @property
-    def name(self) -> str:
-        """What the site is called."""
-        return self.site if self.partition is None else f"client {self.partition}"
 
 
 @dataclass(frozen=True)
@@ -104,11 +51,7 @@ class Material:
     @property
     def state_folder(self) -> Path:
         """Where the states of the node's sites lie."""
-        if self.node.state is not None:
-            return self.node.state
-        if self.scenario is not None:
-            return Path(self.config.save_dir) / "sites"
-        return Path(str(self.config.data_dir)) / ".fednml"
+        return self.node.state_root(self.config.save_dir)
 
     def client(self, index: int, statistics: tuple[torch.Tensor, torch.Tensor]) -> Client:
         """The site's client, with labels as its annotators wrote them.

@@ -15,14 +15,13 @@ from flwr.serverapp import Grid
 
 from src.config import Config
 from src.flower.own_data import SiteTable
-from src.flower.records import HEAD, BadRecord, extras, head
+from src.flower.records import BadRecord, extras, head
 from src.flower.run_config import Patience
+from src.flower.words import FAULT, HEAD, JOIN
 from utils_.errors import UserError, some
 from utils_.site_names import SiteNames
 
-JOIN, INTRODUCE, TRAIN_ROUND = "query.join", "query.introduce", "train"
-FAULT = "fault"  # in the head of an answer: why there is none
-POLL_SECONDS, LOOK_SECONDS = 0.2, 2.0
+FIRST_POLL, LAST_POLL, LOOK_SECONDS = 0.1, 1.0, 2.0
 logger = logging.getLogger("fednml")
 
 
@@ -196,14 +195,16 @@ class Sites:
         ]
         asked = [*self._grid.push_messages(messages)]
         pending = {message: node for message, node in zip(asked, records, strict=True) if message}
+        pause = FIRST_POLL
         while pending and time.monotonic() < deadline:
             for reply in self._grid.pull_messages([*pending]):
                 node = pending.pop(reply.metadata.reply_to_message_id, None)
                 if node is not None:
                     waiting.discard(node)
                     yield node, _content(reply)
-            if pending:
-                time.sleep(POLL_SECONDS)
+            if pending:  # each look costs both ends some milliseconds; long rounds can wait
+                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                pause = min(1.1 * pause, LAST_POLL)
         for node in sorted(waiting):
             yield node, f"it has not answered within {seconds:g} s"
 
