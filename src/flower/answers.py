@@ -10,16 +10,21 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
+from src.flower.held_out import count_scores
 from src.flower.node import Node
 from src.flower.own_data import SiteFault, count_site
 from src.flower.records import BadRecord, from_report, head, pack, to_broadcast
 from src.flower.site import Material, material
 from src.flower.site_state import SiteState
-from src.flower.words import EXTRAS, FAULT, HEAD, INTRODUCE, JOIN, TRAIN_ROUND
-from utils_.augment import channel_sums
+from src.flower.words import EVALUATE, EXTRAS, FAULT, HEAD, INTRODUCE, JOIN, TRAIN_ROUND
+from src.messages import Arrays
+from src.models import Predictor
+from utils_.augment import Augmenter, channel_sums
+from utils_.datasets.base import PART_NAMES
 from utils_.errors import UserError
 
 logger = logging.getLogger("fednml")
@@ -56,9 +61,11 @@ def _join(question: RecordDict, node: Node) -> RecordDict:
     found = _material(question, node)
     rows = torch.arange(len(found.dataset.labels)).numpy()
     pixels = channel_sums(found.dataset.images, rows).numpy()
-    table = count_site(found.dataset, node.name, pixels)
+    held_out = sum(len(part.labels) for part in found.held_out.values())
+    table = count_site(found.dataset, node.name, pixels, held_out=held_out)
     arrays = {name: getattr(table, name) for name in ("positives", "annotated", "pixels")}
-    who = ConfigRecord({"site": table.name, "images": table.images})
+    sizes = {"images": table.images, "held-out": table.held_out}
+    who = ConfigRecord({"site": table.name, **sizes})
     return RecordDict({HEAD: who, EXTRAS: pack(arrays)})
 
 
@@ -80,10 +87,24 @@ def _train(question: RecordDict, node: Node) -> RecordDict:
     return from_report(report)
 
 
+def _evaluate(question: RecordDict, node: Node) -> RecordDict:
+    """Counts of how well a hospital's own held-out images are predicted."""
+    found = _material(question, node)
+    counts: Arrays = {}
+    vector = to_broadcast(question).model
+    for part, own in found.held_out.items():
+        predict = Predictor(found.model, own.images, Augmenter(*_statistics(question)))
+        probability = predict(vector, np.arange(len(own.labels)))
+        told = count_scores(probability, own.labels, fewest=node.fewest)
+        counts |= {f"{PART_NAMES[part]}.{name}": array for name, array in told.items()}
+    return RecordDict({HEAD: ConfigRecord({"client": _seat(question, node)}), EXTRAS: pack(counts)})
+
+
 ANSWERS: dict[str, Callable[[RecordDict, Node], RecordDict]] = {
     JOIN: _join,
     INTRODUCE: _introduce,
     TRAIN_ROUND: _train,
+    EVALUATE: _evaluate,
 }
 
 

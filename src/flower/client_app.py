@@ -22,5 +22,5 @@ def answer_message(message: Message, context: Context) -> Message:
     return Message(records, reply_to=message)
 
 
-for register in (app.query("join"), app.query("introduce"), app.train()):
+for register in (app.query("join"), app.query("introduce"), app.train(), app.evaluate()):
     register(answer_message)

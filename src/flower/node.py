@@ -12,8 +12,11 @@ from utils_.errors import UserError, nearest
 # What a node decides for itself: settings of a run, and what only a node has.
 LOCAL_FORMS = ("ignore_columns", "label_format", "uncertain", "combine")
 LOCAL = ("data_dir", "cache_dir", "device", "skip_bad_images", "allow_duplicates")
-NODE_KEYS = ("site", "state_dir", "partition_id", "num_partitions", "worker_idle")
-IDLE_SECONDS = 900.0
+NODE_KEYS = (
+    *("site", "state_dir", "partition_id", "num_partitions"),
+    *("worker_idle", "fewest_cases"),
+)
+IDLE_SECONDS, FEWEST_CASES = 900.0, 5
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Node:
         settings: settings of a run that the node decides for itself.
         state: where the site's state is kept, None for a place beside the data.
         idle: seconds that a worker waits for the next message, 0 for no worker.
+        fewest: positives, negatives or cells, below which the site tells nothing of them where it
+            evaluates.
     """
 
     partition: int | None
@@ -35,6 +40,7 @@ class Node:
     settings: Mapping[str, Any]
     state: Path | None
     idle: float = IDLE_SECONDS
+    fewest: int = FEWEST_CASES
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Node:
@@ -50,16 +56,20 @@ class Node:
                 raise UserError(f"--node-config {key}: unknown; {nearest(key, known)}")
         settings = {key: told[key] for key in (*LOCAL, *LOCAL_FORMS) if key in told}
         state = Path(str(told["state_dir"])) if "state_dir" in told else None
-        idle = _seconds(told.get("worker_idle", IDLE_SECONDS))
+        own = (
+            state,
+            _seconds(told.get("worker_idle", IDLE_SECONDS)),
+            _cases(told.get("fewest_cases", FEWEST_CASES)),
+        )
         if "partition_id" in told:
             number = int(told["partition_id"])
-            return cls(number, int(told.get("num_partitions", -1)), "", settings, state, idle)
+            return cls(number, int(told.get("num_partitions", -1)), "", settings, *own)
         if not told.get("site") or "data_dir" not in told:
             raise UserError(
                 "--node-config: give this hospital's name and folder, such as "
                 '\'site="north" data-dir="/data"\''
             )
-        return cls(None, -1, str(told["site"]), settings, state, idle)
+        return cls(None, -1, str(told["site"]), settings, *own)
 
     @property
     def name(self) -> str:
@@ -84,3 +94,9 @@ def _seconds(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 10**7:
         raise UserError(f"--node-config worker-idle {value}: give seconds from 0, 0 for no worker")
     return float(value)
+
+
+def _cases(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 10**6:
+        raise UserError(f"--node-config fewest-cases {value}: give a whole number from 1")
+    return value

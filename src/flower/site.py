@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from src.attacks import Attack
 from src.client import Client
 from src.config import Config, resolve
 from src.flower.node import Node
-from src.flower.own_data import own_labels
+from src.flower.own_data import own_held_out, own_labels
 from src.job import load_dataset
 from src.methods import method_class
 from src.methods.base import Method, parse_params
@@ -38,6 +38,7 @@ class Material:
 
     Attributes:
         scenario: of a simulation; None at a hospital.
+        held_out: a hospital's own images to evaluate on, by part.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class Material:
     method: Method
     attack: Attack
     node: Node
+    held_out: Mapping[int, ImageDataset] = field(default_factory=dict)
 
     @property
     def state_folder(self) -> Path:
@@ -112,18 +114,18 @@ def _material(told: str, classes: tuple[str, ...], keyed: _Keyed) -> Material:
     node = keyed.node
     torch.set_num_threads(1)  # as in src/simulation.py: results must not depend on the cores
     config = site_config(json.loads(told), node)
-    scenario, attack = None, Attack()
+    scenario, attack, held_out = None, Attack(), {}
+    dataset = load_dataset(config, quiet=True)
     if node.partition is None:
-        dataset = own_labels(load_dataset(config, quiet=True), classes)
+        dataset, held_out = own_labels(dataset, classes), own_held_out(dataset, classes)
     else:
-        dataset = load_dataset(config, quiet=True)
         wanted, attack = config.part(ScenarioSettings), draw_attack(config)
         scenario = build_scenario(dataset, wanted, folder=Path(config.save_dir) / "splits")
     kind = method_class(config.method)
     names = classes or dataset.classes
     method = kind(config.plan(len(names)), parse_params(kind, config.param))
     model = build_model(config, classes=len(names), class_names=names)
-    return Material(config, dataset, scenario, model, method, attack, node)
+    return Material(config, dataset, scenario, model, method, attack, node, held_out)
 
 
 def site_config(told: Mapping[str, Any], node: Node) -> Config:

@@ -49,6 +49,10 @@ class Sites:
         """For a sentence."""
         return SiteNames(tuple(table.name for table in self.tables)).called(client)
 
+    def evaluates(self, client: int) -> bool:
+        """Whether the site has told of images to evaluate on."""
+        return bool(self.tables) and self.tables[client].held_out > 0
+
     def tell(self, config: Config, classes: Sequence[str]) -> None:
         """Have all messages tell these settings, and the classes, which hospitals need."""
         self.told = {"settings": json.dumps(asdict(config)), "classes": list(classes)}
@@ -141,12 +145,14 @@ class Sites:
                 )
             return number
         arrays = extras(answer)
-        images = told.get("images")
-        if not isinstance(name, str) or not isinstance(images, int):
+        images, held_out = told.get("images"), told.get("held-out", 0)
+        if not isinstance(name, str) or not isinstance(images, int) or type(held_out) is not int:
             raise BadRecord("it does not say who it is")
         try:
-            counts = (arrays[key] for key in ("positives", "annotated", "pixels"))
-            table = SiteTable(name, images, *counts)
+            positives, annotated, pixels = (
+                arrays[key] for key in ("positives", "annotated", "pixels")
+            )
+            table = SiteTable(name, images, positives, annotated, pixels, held_out)
         except KeyError as error:
             raise BadRecord(f"site {name[:100]} lacks {error}") from error
         fault = table.fault(len(self.told["classes"]))
