@@ -234,12 +234,28 @@ def _over_cells(
     probability, positive = probability[judged].ravel(), positive[judged].ravel()
     if not probability.size:
         return {"hamming_loss": float("nan"), "ece": float("nan")}
-    bins = np.minimum((probability * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
-    gap = np.bincount(bins, probability - positive.astype(probability.dtype))
+    gap = np.bincount(_bin_of(probability), probability - positive.astype(probability.dtype))
     return {
         "hamming_loss": float((predicted[judged].ravel() != positive).mean()),
         "ece": float(np.abs(gap).sum() / probability.size),
     }
+
+
+def calibration_bins(probability: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """(3, 15) cells, sum of their probabilities, and positives, in bins of equal width.
+
+    Args:
+        probability: (n,) in [0, 1].
+        positive: (n,) bool.
+    """
+    bins = _bin_of(probability)
+    columns = (np.ones(len(bins)), probability, positive)
+    return np.stack([np.bincount(bins, column, CALIBRATION_BINS) for column in columns])
+
+
+def _bin_of(probability: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (probability * CALIBRATION_BINS).astype(np.intp)
+    return found.clip(max=CALIBRATION_BINS - 1)
 
 
 def _count(cells: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,19 @@ from flwr.app import RecordDict
 from src.attacks import Attack
 from src.client import Client
 from src.config import Config
+from src.flower.held_out import (
+    PARTS,
+    SiteScores,
+    checked_scores,
+    combine_scores,
+    scores_from_arrays,
+)
 from src.flower.own_data import SiteTable, held_out_part, own_scenario, with_sites
-from src.flower.records import BadRecord, from_broadcast, head, to_report
-from src.flower.sites import INTRODUCE, TRAIN_ROUND, Sites, SitesGone, merged_sums
+from src.flower.records import BadRecord, extras, from_broadcast, head, to_report
+from src.flower.sites import Sites, SitesGone, merged_sums
+from src.flower.words import EVALUATE, HEAD, INTRODUCE, OVER, TRAIN_ROUND
 from src.job import Engine, data_options
-from src.messages import NO_MODEL, Broadcast, Report
+from src.messages import NO_MODEL, Broadcast, Report, message_bytes
 from src.models import FlatModel, Predictor
 from src.server import Server
 from src.simulation import Simulation
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from utils_.runlog import RunLog
 
 HEARD = "flower.heard"  # in the server's memory: (K,) bool, who has reported before
+AT_SITES = "flower.at_sites"  # in the server's memory: the latest evaluation at the sites
 NOTES = "federation.json"  # in the run's folder: its token, and what hospitals told
 logger = logging.getLogger("fednml")
 
@@ -95,18 +104,53 @@ class Federation(Simulation):
         """Log what the sites report; how right their labels are, nobody here can know."""
         for report in reports:
             log.scalars(f"sites/{self.names.tag(report.client)}", report.logs, step=round)
-        return {}
+        return self._scores_at_sites(round)
 
     def start_runner(self) -> SiteRunner:
         """The way to the sites."""
-        return SiteRunner(self.sites, self.server, self.predictor, token=self._token)
+        last = self.config.rounds - 1
+        parts = self.sites, self.server, self.predictor
+        self._runner = SiteRunner(*parts, token=self._token, last=last)
+        return self._runner
+
+    def run(
+        self, folder: Path, log: RunLog, *, stop: Callable[[], bool], progress: Any
+    ) -> dict[str, Any]:
+        """As in one process; with how well the last model does on images of the sites' own."""
+        result = super().run(folder, log, stop=stop, progress=progress)
+        told = {
+            name: scores_from_arrays(self.server.memory, f"{AT_SITES}.{name}") for name in PARTS
+        }
+        found = {name: s.as_json(self.dataset.classes) for name, s in told.items() if s}
+        return result | ({"at_sites": found} if found else {})
+
+    def _scores_at_sites(self, round: int) -> dict[str, float]:
+        """A row's part where the test is due and sites have images of their own to evaluate on."""
+        asked = [k for k in range(self.sites.count) if self.sites.evaluates(k)]
+        if not asked or not self._test_due(round):
+            return {}
+        each, size = self._runner.scores(Broadcast(round, self.scored, {}), asked)
+        memory, row = self.server.memory, {"bytes_evaluation": float(size)}
+        for name in [name for name in memory if name.startswith(AT_SITES)]:  # of a round before
+            del memory[name]
+        for part in PARTS:
+            if found := [told[part] for told in each if part in told]:
+                scores = combine_scores(found)
+                memory |= scores.to_arrays(f"{AT_SITES}.{part}")
+                overall = scores.overall() | {"heard": float(len(found))}
+                row |= {f"sites_{part}_{name}": value for name, value in overall.items()}
+        return row
 
 
 class SiteRunner:
     """Has the sites train, each at its place, and predicts here."""
 
-    def __init__(self, sites: Sites, server: Server, predictor: Predictor, *, token: str) -> None:
+    def __init__(
+        self, sites: Sites, server: Server, predictor: Predictor, *, token: str, last: int
+    ) -> None:
+        """``last`` is the run's last round, numbered from 0."""
         self._sites, self._server, self.predict = sites, server, predictor
+        self._last = last
         augmenter = predictor.augmenter
         self._told = {
             "run": token,
@@ -144,27 +188,55 @@ class SiteRunner:
         self, kind: str, message: Broadcast, clients: Sequence[int]
     ) -> Iterator[tuple[int, Report | str]]:
         """The reports of the clients as they come, or why there is none."""
-        away = [client for client in clients if client not in self._sites.nodes]
-        for client in away:
-            yield client, self._left_out(client, message.round, "it is not connected")
-        records = from_broadcast(message)
         heard = self._server.memory.setdefault(HEARD, np.zeros(self._sites.count, np.bool_))
-        contents = {
-            client: self._addressed(records, client, bool(heard[client]))
-            for client in clients
-            if client not in away
-        }
-        for client, answer in self._sites.ask(kind, contents, group=str(message.round)):
+        for client, answer in self._answers(kind, message, clients):
             report = self._report(client, answer, message.round)
             if kind == TRAIN_ROUND and isinstance(report, Report):
                 heard[client] = True
             yield client, report
 
-    def _addressed(self, records: RecordDict, client: int, heard: bool) -> RecordDict:
+    def scores(
+        self, message: Broadcast, clients: Sequence[int]
+    ) -> tuple[list[dict[str, SiteScores]], int]:
+        """What the sites tell of the model on images of their own, by part, and all bytes sent."""
+        found, size = {}, message_bytes(message) * len(clients)
+        for client, answer in self._answers(EVALUATE, message, clients):
+            try:
+                if isinstance(answer, str):
+                    raise BadRecord(answer)
+                told, classes = extras(answer), len(self._sites.told["classes"])
+                size += sum(array.nbytes for array in told.values())
+                parts = [part for part in PARTS if any(name.startswith(part) for name in told)]
+                found[client] = {
+                    part: checked_scores(told, part=part, classes=classes) for part in parts
+                }
+            except BadRecord as error:
+                called = self._sites.called(client)
+                logger.warning("round %d: %s is not evaluated: %s", message.round, called, error)
+        return [found[client] for client in sorted(found)], size
+
+    def _answers(
+        self, kind: str, message: Broadcast, clients: Sequence[int]
+    ) -> Iterator[tuple[int, RecordDict | str]]:
+        """What comes from the sites, or why nothing does."""
+        away = [client for client in clients if client not in self._sites.nodes]
+        yield from ((client, "it is not connected") for client in away)
+        records = from_broadcast(message)
+        contents = {
+            client: self._addressed(kind, records, client)
+            for client in clients
+            if client not in away
+        }
+        yield from self._sites.ask(kind, contents, group=str(message.round))
+
+    def _addressed(self, kind: str, records: RecordDict, client: int) -> RecordDict:
         """The records with what this site alone is told; the arrays are shared."""
         own = RecordDict(dict(records))
-        told = {"client": client, "has-reported": heard, **self._told, **head(records)}
-        own["head"] = type(head(records))(told)
+        last = kind == EVALUATE or (kind == TRAIN_ROUND and not self._sites.evaluates(client))
+        told = {"client": client, **self._told, **head(records)}
+        told |= {"has-reported": bool(self._server.memory[HEARD][client])}
+        told |= {OVER: last and head(records)["round"] == self._last}
+        own[HEAD] = type(head(records))(told)
         return own
 
     def _report(self, client: int, answer: RecordDict | str, round: int) -> Report | str:

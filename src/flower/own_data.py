@@ -37,6 +37,7 @@ class SiteTable:
         positives: (C,) positive cells of each class of the run.
         annotated: (C,) annotated cells.
         pixels: (3, 3) see :func:`utils_.augment.channel_sums`.
+        held_out: how many further images it has to evaluate on.
     """
 
     name: str
@@ -44,10 +45,11 @@ class SiteTable:
     positives: np.ndarray
     annotated: np.ndarray
     pixels: np.ndarray
+    held_out: int = 0
 
     def fault(self, classes: int) -> str | None:
         """What is wrong with it, as the end of a sentence."""
-        if not self.name or len(self.name) > 100 or self.images < 1:
+        if not self.name or len(self.name) > 100 or self.images < 1 or self.held_out < 0:
             return "it has no name or no images"
         counts = (self.positives, self.annotated)
         if any(c.shape != (classes,) or c.dtype.kind not in "iu" for c in counts):
@@ -62,14 +64,16 @@ class SiteTable:
     def as_json(self) -> dict[str, Any]:
         """For the run's folder."""
         counts = {name: getattr(self, name).tolist() for name in ("positives", "annotated")}
-        return {"name": self.name, "images": self.images, "pixels": self.pixels.tolist(), **counts}
+        sizes = {"images": self.images, "held_out": self.held_out}
+        return {"name": self.name, **sizes, "pixels": self.pixels.tolist(), **counts}
 
     @classmethod
     def from_json(cls, table: dict[str, Any]) -> SiteTable:
         """What :meth:`as_json` gave."""
         positives, annotated = (np.array(table[name]) for name in ("positives", "annotated"))
         pixels = np.array(table["pixels"], np.float64)
-        return cls(table["name"], table["images"], positives, annotated, pixels)
+        held_out = table.get("held_out", 0)  # runs of before know of none
+        return cls(table["name"], table["images"], positives, annotated, pixels, held_out)
 
 
 def refuse_simulated(settings: dict[str, Any], config: Config, *, clients: int) -> dict[str, Any]:
@@ -115,33 +119,55 @@ def own_labels(dataset: ImageDataset, classes: Sequence[str]) -> ImageDataset:
             f"its classes {some(unknown)} are none of this run's ({some(classes, 20)}); rename "
             "them, or name them in its --node-config as ignore-columns"
         )
+    soft = np.zeros(dataset.labels.shape, bool) if dataset.uncertain is None else dataset.uncertain
     rows = np.flatnonzero((dataset.part == TRAIN) | (dataset.part == UNASSIGNED))
-    labels = np.full((len(rows), len(classes)), np.nan, np.float32)
-    soft = np.zeros(labels.shape, bool)
-    for own, name in enumerate(dataset.classes):
-        column = classes.index(name)
-        labels[:, column] = dataset.labels[rows, own]
-        if dataset.uncertain is not None:
-            soft[:, column] = dataset.uncertain[rows, own]
+    own = replace(dataset, uncertain=_by_name(soft, dataset.classes, classes, missing=False))
+    return _rows_of(own, rows, dataset.labels, classes)
+
+
+def own_held_out(dataset: ImageDataset, classes: Sequence[str]) -> dict[int, ImageDataset]:
+    """The images of a hospital's validation and test part, by part; those that it has."""
+    parts = {part: np.flatnonzero(dataset.part == part) for part in (VAL, TEST)}
+    return {
+        part: _rows_of(replace(dataset, uncertain=None), rows, dataset.best_known, classes)
+        for part, rows in parts.items()
+        if len(rows)
+    }
+
+
+def _rows_of(
+    dataset: ImageDataset, rows: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> ImageDataset:
+    """Some images, as training images, with labels for the classes of the run."""
     return replace(
         dataset,
         images=dataset.images[rows] if len(rows) < len(dataset.images) else dataset.images,
-        labels=labels,
+        labels=_by_name(labels, dataset.classes, classes, missing=np.nan)[rows],
         classes=tuple(classes),
         files=tuple(dataset.files[row] for row in rows),
         part=np.full(len(rows), TRAIN, np.uint8),
-        uncertain=soft,
+        uncertain=None if dataset.uncertain is None else dataset.uncertain[rows],
         groups=None,
         sites=None,
         verified=None,
     )
 
 
-def count_site(dataset: ImageDataset, name: str, pixels: np.ndarray) -> SiteTable:
+def _by_name(
+    cells: np.ndarray, there: Sequence[str], classes: Sequence[str], *, missing: float
+) -> np.ndarray:
+    """(n, C) cells by the classes of the run."""
+    found = np.full((len(cells), len(classes)), missing, cells.dtype)
+    found[:, [classes.index(name) for name in there]] = cells
+    return found
+
+
+def count_site(dataset: ImageDataset, name: str, pixels: np.ndarray, *, held_out: int) -> SiteTable:
     """What a hospital tells of its labels and pixels."""
     counts = class_counts(LabelState(dataset.labels))
     whole = {key: np.asarray(value).astype(np.int64) for key, value in counts.items()}
-    return SiteTable(name, len(dataset.labels), whole["positives"], whole["annotated"], pixels)
+    counts_of_class = whole["positives"], whole["annotated"]
+    return SiteTable(name, len(dataset.labels), *counts_of_class, pixels, held_out)
 
 
 def with_sites(held_out: ImageDataset, tables: Sequence[SiteTable]) -> ImageDataset:

@@ -15,9 +15,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from src.flower.words import EXTRAS, HEAD, LOGS, MODEL
 from src.messages import Arrays, Broadcast, Report
 
-MODEL, EXTRAS, LOGS, HEAD = "model", "extras", "logs", "head"  # names of the records
 NUMBERS = "biuf"  # kinds of NumPy types that a message may hold
 NUMPY = "numpy.ndarray"  # how Flower marks the bytes of numpy.save
 

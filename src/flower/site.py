@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 from src.attacks import Attack
 from src.client import Client
 from src.config import Config, resolve
-from src.flower.own_data import own_labels
+from src.flower.node import Node
+from src.flower.own_data import own_held_out, own_labels
 from src.job import load_dataset
 from src.methods import method_class
 from src.methods.base import Method, parse_params
@@ -28,61 +29,7 @@ from src.models import FlatModel
 from src.simulation import build_clients, build_model, draw_attack
 from utils_.augment import Augmenter
 from utils_.datasets.base import ImageDataset
-from utils_.errors import UserError, nearest
 from utils_.scenario import Scenario, ScenarioSettings, build_scenario
-
-# What a node decides for itself: settings of a run, and what only a node has.
-LOCAL_FORMS = ("ignore_columns", "label_format", "uncertain", "combine")
-LOCAL = ("data_dir", "cache_dir", "device", "skip_bad_images", "allow_duplicates")
-NODE_KEYS = ("site", "state_dir", "partition_id", "num_partitions")
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a node's ``--node-config`` says.
-
-    Attributes:
-        partition: its number in a simulation, None at a hospital.
-        partitions: how many there are, -1 if nobody said.
-        site: the hospital's name.
-        settings: settings of a run that the node decides for itself.
-        state: where the site's state is kept, None for a place beside the data.
-    """
-
-    partition: int | None
-    partitions: int
-    site: str
-    settings: Mapping[str, Any]
-    state: Path | None
-
-    @classmethod
-    def read(cls, config: Mapping[str, Any]) -> Node:
-        """Check and sort the keys.
-
-        Raises:
-            UserError: an unknown key, or neither a partition nor a hospital.
-        """
-        told = {key.replace("-", "_"): value for key, value in config.items()}
-        known = (*NODE_KEYS, *LOCAL, *LOCAL_FORMS)
-        for key in told:
-            if key not in known:
-                raise UserError(f"--node-config {key}: unknown; {nearest(key, known)}")
-        settings = {key: told[key] for key in (*LOCAL, *LOCAL_FORMS) if key in told}
-        state = Path(str(told["state_dir"])) if "state_dir" in told else None
-        if "partition_id" in told:
-            number = int(told["partition_id"])
-            return cls(number, int(told.get("num_partitions", -1)), "", settings, state)
-        if not told.get("site") or "data_dir" not in told:
-            raise UserError(
-                "--node-config: give this hospital's name and folder, such as "
-                '\'site="north" data-dir="/data"\''
-            )
-        return cls(None, -1, str(told["site"]), settings, state)
-
-    @property
-    def name(self) -> str:
-        """What the site is called."""
-        return self.site if self.partition is None else f"client {self.partition}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +38,7 @@ class Material:
 
     Attributes:
         scenario: of a simulation; None at a hospital.
+        held_out: a hospital's own images to evaluate on, by part.
     """
 
     config: Config
@@ -100,15 +48,12 @@ class Material:
     method: Method
     attack: Attack
     node: Node
+    held_out: Mapping[int, ImageDataset] = field(default_factory=dict)
 
     @property
     def state_folder(self) -> Path:
         """Where the states of the node's sites lie."""
-        if self.node.state is not None:
-            return self.node.state
-        if self.scenario is not None:
-            return Path(self.config.save_dir) / "sites"
-        return Path(str(self.config.data_dir)) / ".fednml"
+        return self.node.state_root(self.config.save_dir)
 
     def client(self, index: int, statistics: tuple[torch.Tensor, torch.Tensor]) -> Client:
         """The site's client, with labels as its annotators wrote them.
@@ -169,18 +114,18 @@ def _material(told: str, classes: tuple[str, ...], keyed: _Keyed) -> Material:
     node = keyed.node
     torch.set_num_threads(1)  # as in src/simulation.py: results must not depend on the cores
     config = site_config(json.loads(told), node)
-    scenario, attack = None, Attack()
+    scenario, attack, held_out = None, Attack(), {}
+    dataset = load_dataset(config, quiet=True)
     if node.partition is None:
-        dataset = own_labels(load_dataset(config, quiet=True), classes)
+        dataset, held_out = own_labels(dataset, classes), own_held_out(dataset, classes)
     else:
-        dataset = load_dataset(config, quiet=True)
         wanted, attack = config.part(ScenarioSettings), draw_attack(config)
         scenario = build_scenario(dataset, wanted, folder=Path(config.save_dir) / "splits")
     kind = method_class(config.method)
     names = classes or dataset.classes
     method = kind(config.plan(len(names)), parse_params(kind, config.param))
     model = build_model(config, classes=len(names), class_names=names)
-    return Material(config, dataset, scenario, model, method, attack, node)
+    return Material(config, dataset, scenario, model, method, attack, node, held_out)
 
 
 def site_config(told: Mapping[str, Any], node: Node) -> Config:

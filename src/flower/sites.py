@@ -15,14 +15,13 @@ from flwr.serverapp import Grid
 
 from src.config import Config
 from src.flower.own_data import SiteTable
-from src.flower.records import HEAD, BadRecord, extras, head
+from src.flower.records import BadRecord, extras, head
 from src.flower.run_config import Patience
+from src.flower.words import FAULT, HEAD, JOIN
 from utils_.errors import UserError, some
 from utils_.site_names import SiteNames
 
-JOIN, INTRODUCE, TRAIN_ROUND = "query.join", "query.introduce", "train"
-FAULT = "fault"  # in the head of an answer: why there is none
-POLL_SECONDS, LOOK_SECONDS = 0.2, 2.0
+FIRST_POLL, LAST_POLL, LOOK_SECONDS = 0.1, 1.0, 2.0
 logger = logging.getLogger("fednml")
 
 
@@ -49,6 +48,10 @@ class Sites:
     def called(self, client: int) -> str:
         """For a sentence."""
         return SiteNames(tuple(table.name for table in self.tables)).called(client)
+
+    def evaluates(self, client: int) -> bool:
+        """Whether the site has told of images to evaluate on."""
+        return bool(self.tables) and self.tables[client].held_out > 0
 
     def tell(self, config: Config, classes: Sequence[str]) -> None:
         """Have all messages tell these settings, and the classes, which hospitals need."""
@@ -142,12 +145,14 @@ class Sites:
                 )
             return number
         arrays = extras(answer)
-        images = told.get("images")
-        if not isinstance(name, str) or not isinstance(images, int):
+        images, held_out = told.get("images"), told.get("held-out", 0)
+        if not isinstance(name, str) or not isinstance(images, int) or type(held_out) is not int:
             raise BadRecord("it does not say who it is")
         try:
-            counts = (arrays[key] for key in ("positives", "annotated", "pixels"))
-            table = SiteTable(name, images, *counts)
+            positives, annotated, pixels = (
+                arrays[key] for key in ("positives", "annotated", "pixels")
+            )
+            table = SiteTable(name, images, positives, annotated, pixels, held_out)
         except KeyError as error:
             raise BadRecord(f"site {name[:100]} lacks {error}") from error
         fault = table.fault(len(self.told["classes"]))
@@ -196,14 +201,16 @@ class Sites:
         ]
         asked = [*self._grid.push_messages(messages)]
         pending = {message: node for message, node in zip(asked, records, strict=True) if message}
+        pause = FIRST_POLL
         while pending and time.monotonic() < deadline:
             for reply in self._grid.pull_messages([*pending]):
                 node = pending.pop(reply.metadata.reply_to_message_id, None)
                 if node is not None:
                     waiting.discard(node)
                     yield node, _content(reply)
-            if pending:
-                time.sleep(POLL_SECONDS)
+            if pending:  # each look costs both ends some milliseconds; long rounds can wait
+                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                pause = min(1.1 * pause, LAST_POLL)
         for node in sorted(waiting):
             yield node, f"it has not answered within {seconds:g} s"
 

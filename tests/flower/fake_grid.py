@@ -12,6 +12,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from src.flower.client_app import app
+from src.flower.words import HEAD, OVER
 
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # as Flower's process has
 
@@ -29,12 +30,14 @@ class FakeGrid:
         tamper: called with node and answer; gives what arrives, None for nothing.
         before: called before every sending, such as to take a node away.
         asked: (node, kind of message), in their order.
+        farewells: (node, kind) of the messages that say to be a run's last to the site.
     """
 
     nodes: dict[int, dict[str, Any]]
     tamper: Callable[[int, Message], Message | None] = lambda node, reply: reply
     before: Callable[[FakeGrid], None] = lambda grid: None
     asked: list[tuple[int, str]] = field(default_factory=list)
+    farewells: list[tuple[int, str]] = field(default_factory=list)
     _replies: dict[str, Message] = field(default_factory=dict)
 
     def get_node_ids(self) -> list[int]:
@@ -47,6 +50,8 @@ class FakeGrid:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
         self.before(self)
         self.asked.append((node, kind))
+        if message.content[HEAD].get(OVER):
+            self.farewells.append((node, kind))
         name = f"message {len(self.asked)}"
         message.metadata.__dict__["_message_id"] = name
         reply = self._answer(node, travelled(message))

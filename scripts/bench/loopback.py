@@ -1,0 +1,201 @@
+"""A federation of real processes on this machine: a SuperLink, SuperNodes, and runs on them.
+
+Each process has a session of its own, so that whatever it starts is found and ended with it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = {  # Flower calls home by default, and would install this project anew for every run
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+CONNECTION = (
+    '[superlink]\ndefault = "loopback"\n[superlink.loopback]\n'
+    'address = "127.0.0.1:{}"\ninsecure = true\n'
+)
+ENDED = "finished:"  # how `flwr list` says that a run is over
+
+
+def flower_present() -> bool:
+    """Whether Flower can be imported here."""
+    return importlib.util.find_spec("flwr") is not None
+
+
+class Loopback:
+    """The processes of one federation; a context manager that leaves none of them behind.
+
+    Attributes:
+        folder: where logs, states and Flower's own files lie.
+        logs: {name of a process: its log}.
+    """
+
+    def __init__(
+        self, folder: Path, *, environment: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
+        """``environment`` has variables for processes by name."""
+        self.folder, self.port = folder, _free_port()
+        self.logs: dict[str, Path] = {}
+        self._environment = dict(environment or {})
+        self._sessions: dict[str, subprocess.Popen[bytes]] = {}
+        self._gone: set[int] = set()  # sessions whose first process was ended
+        home = folder / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "config.toml").write_text(CONNECTION.format(self.port), encoding="utf-8")
+
+    def __enter__(self) -> Loopback:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink, or start it again on the database of the one before."""
+        self._start(
+            "superlink",
+            *("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--database", str(self.folder / "state.db")),
+            "--disable-runtime-dependency-installation",
+        )
+        wait_until(lambda: _listens(self.port), seconds=60, what="the SuperLink's port")
+
+    def start_node(self, name: str, config: Mapping[str, Any]) -> None:
+        """Start a SuperNode with this ``--node-config``."""
+        told = " ".join(f"{key}={_toml(value)}" for key, value in config.items())
+        self._start(
+            name,
+            *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}"),
+            *("--port", str(_free_port()), "--node-config", told),
+        )
+
+    def kill(self, name: str, number: int = signal.SIGKILL, *, whole: bool = False) -> None:
+        """Send a signal to a process, or to all of its session, and wait for its end."""
+        process = self._sessions.pop(name)
+        self._gone.add(process.pid)
+        os.killpg(process.pid, number) if whole else process.send_signal(number)
+        process.wait(timeout=60)
+
+    def run(self, settings: Mapping[str, Any], *, name: str = "run") -> subprocess.Popen[bytes]:
+        """Start a run and follow it; its log is that of the server."""
+        told = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
+        command = ("flwr", "run", str(ROOT), "loopback", "--stream", "--run-config", told)
+        return self._start(name, *command)
+
+    def log(self, name: str) -> str:
+        """What a process has said so far."""
+        path = self.logs[name]
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def processes(self, name: str = "") -> list[int]:
+        """Processes of a session that live, or of all sessions of this federation."""
+        wanted = {self._sessions[name].pid} if name else self._all_sessions()
+        return [pid for pid, session in _sessions_now().items() if session in wanted]
+
+    def close(self) -> None:
+        """End everything, politely first."""
+        for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+            for session in self._all_sessions():
+                for pid in [p for p, s in _sessions_now().items() if s == session]:
+                    _signal(pid, number)
+            deadline = time.monotonic() + seconds
+            while self.processes() and time.monotonic() < deadline:
+                for process in self._sessions.values():
+                    process.poll()
+                time.sleep(0.1)
+        for process in self._sessions.values():
+            process.wait(timeout=10)
+
+    def _all_sessions(self) -> set[int]:
+        return {process.pid for process in self._sessions.values()} | self._gone
+
+    def _start(self, name: str, program: str, *options: str) -> subprocess.Popen[bytes]:
+        self.logs[name] = self.folder / f"{name}.log"
+        own = {"FLWR_HOME": str(self.folder / "home"), "PATH": _path()}
+        with self.logs[name].open("ab") as log:
+            self._sessions[name] = subprocess.Popen(
+                [_program(program), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | QUIET | own | dict(self._environment.get(name, {})),
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        return self._sessions[name]
+
+
+def wait_until(done: Callable[[], object], *, seconds: float, what: str) -> None:
+    """Look ten times a second.
+
+    Raises:
+        TimeoutError: it has not come within the time.
+    """
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.1)
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name, path=_path())
+    if found is None:
+        raise FileNotFoundError(f"{name}: not beside this Python; pip install '.[flower]'")
+    return found
+
+
+def _path() -> str:
+    """With the programs of this environment first: Flower starts its own by name."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else f"'{value}'"
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _sessions_now() -> dict[int, int]:
+    """{process: its session}, without those that have ended and were not yet waited for."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if state not in "ZX":
+            found[int(path.parent.name)] = int(session)
+    return found
