@@ -9,10 +9,9 @@ Differences from the published method:
 - An image's labels are judged together, by a calibrated prediction against a draw that never looked
   at the image, instead of by a mixture of agreement and loss.
 - Nobody is doubted at a site whose labels fit their images much better than those of other images.
-- Labels lose weight, anew in every round. Those of an image that is more probably noisy than not
-  give way to what was predicted for it, on the mean of all rounds.
+- Labels lose weight, anew in every round; predictions take their place only on request.
 - Images are mixed, which delays learning by heart. The model that is used is a mean over rounds.
-- Missing labels are the same mean prediction, and do not start from hidden labels
+- Missing labels are a mean of predictions and do not start from hidden labels
   (``hidden_label_leak`` brings the leak back, marked as such).
 
 ``published=true`` undoes all but honesty, constants and these details: agreement and loss run over
@@ -127,8 +126,8 @@ class FedNML(AsPublished):
         memory: float = param(0.9, "share of what was seen earlier that a round keeps", 0, 1)
         trust: float = param(1.0, "weight that the labels of an image surely noisy lose")
         min_noise: float = param(0.2, "estimated noise below which nobody is doubted; 0: off")
-        pseudo_weight: float = param(1.0, "weight of a missing class's pseudo-label")
-        doubted_weight: float = param(0.5, "weight of a pseudo-label in place of a doubted label")
+        pseudo_weight: float = param(0.5, "weight of a missing class's pseudo-label")
+        doubted_weight: float = param(0.0, "weight of a pseudo-label in place of a doubted label")
         average: float = param(0.9, "share of earlier rounds in the model; 0: the last", 0, 0.999)
         logit_adjustment: bool = param(False, "train logits shifted by the site's log prior odds")
         published: bool = param(False, "mixture, hard and lasting corrections as published")
@@ -171,8 +170,8 @@ class FedNML(AsPublished):
         seen = float(memory.get("judged", np.zeros(1))[0])
         keep = min(self.params.memory, seen / (seen + 1))
         memory["judged"] = np.array([seen + 1])
-        memory["evidence"] = blend(memory.get("evidence"), evidence.log_odds, keep)
-        memory["predicted"] = blend(memory.get("predicted"), predicted, keep)
+        remember(memory, keep, evidence=evidence.log_odds)
+        remember(memory, reach(keep, self.plan.rounds), predicted=predicted)
         self._estimate_share(client, evidence)
         share = client.logs["estimated_noise"] = float(memory["share"][0])
         memory["noise_score"] = doubt_share(memory["evidence"], share).astype(np.float32)
@@ -220,10 +219,9 @@ class FedNML(AsPublished):
     def aggregate(self, server: Server, reports: Iterable[Report]) -> Tensor:
         model = super().aggregate(server, reports)
         if self.params.average > 0 and not self.params.published:
-            most = min(self.params.average, max(0.0, 1 - SHORTEST / self.plan.rounds))
+            most = reach(self.params.average, self.plan.rounds)
             keep = min(most, server.round / (server.round + 4))
-            now = model.cpu().numpy()
-            server.memory["average"] = blend(server.memory.get("average"), now, keep)
+            remember(server.memory, keep, average=model.cpu().numpy())
         return model
 
     def evaluated(self, server: Server, clients: Sequence[Client]) -> Tensor:
@@ -242,9 +240,17 @@ def refuse_mixtures(params: Any, *, published: bool) -> None:
             raise UserError(f"--param {entry.name}: {advice} --param published=true beside it")
 
 
-def blend(old: np.ndarray | None, new: np.ndarray, keep: float) -> np.ndarray:
-    """A running mean: ``keep`` of the old, the rest of the new; without an old one the new."""
-    return new.copy() if old is None else (keep * old + (1 - keep) * new).astype(new.dtype)
+def reach(keep: float, rounds: int) -> float:
+    """As much as ``keep``, as long as a mean over rounds then reaches back over few of them."""
+    return min(keep, max(0.0, 1 - SHORTEST / rounds))
+
+
+def remember(memory: Arrays, keep: float, **seen: np.ndarray) -> None:
+    """Running means by name: ``keep`` of what is in ``memory``, the rest of what is seen now."""
+    for name, now in seen.items():
+        old = memory.get(name)
+        new = now.copy() if old is None else keep * old + (1 - keep) * now
+        memory[name] = new.astype(now.dtype)
 
 
 # ---- labels and class counts as published
