@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from src.messages import ANNOTATED_CELLS, Report
-from utils_.arrays import Expected, array_fault
+from utils_.arrays import LARGEST, Expected, all_finite, array_fault
 
 if TYPE_CHECKING:
     from src.models import FlatModel
@@ -118,8 +118,10 @@ def fault(report: Report, frame: Frame) -> str | None:
     model, expected = report.model, frame.model
     if model.shape != expected.shape:
         return f"its model has shape {tuple(model.shape)} instead of {tuple(expected.shape)}"
-    if not _finite(model):
+    if not all_finite(model):
         return "its model holds values that are not finite"
+    if not all_finite(model, most=LARGEST):
+        return f"its model holds values beyond {LARGEST:g}, as training that diverges makes"
     variances = [model[place] for place in frame.layout.variances]
     if variances and torch.cat(variances).min() < 0:
         return "its model holds variances below 0"
@@ -132,11 +134,6 @@ def fault(report: Report, frame: Frame) -> str | None:
         if wrong := array_fault(array, frame.expected.get(name), lengths=lengths):
             return f"its array '{name}' {wrong}"
     return None
-
-
-def _finite(vector: Tensor) -> bool:
-    """Whether all values are; a float32 sum tells it soonest, unless it overflows by itself."""
-    return bool(vector.sum().isfinite()) or bool(vector.isfinite().all())
 
 
 def _plausible(counts: np.ndarray | None, report: Report, layout: Layout) -> bool:

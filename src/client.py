@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from src.messages import ANNOTATED_CELLS, CLASS_COUNTS, NO_MODEL, Arrays, Broadcast, Report
 from src.plan import Batch, Plan
+from utils_.arrays import LARGEST, all_finite
 from utils_.augment import AUGMENT, Augmenter
+from utils_.errors import Diverged
 from utils_.labels import LabelState
 from utils_.priors import balance_factors, class_counts
 from utils_.rng import derive, derive_seed
@@ -80,7 +83,19 @@ class Client:
 
         A method may weigh whole images: ``sample_weight``, (n,) from 0, in ``cache`` for the
         round or in ``memory`` for good, multiplies the weights of the labels in every batch.
+
+        A site whose training diverges reports NaN, so that it is left out, and keeps the labels and
+        the memory that it had before.
         """
+        before = {name: array.copy() for name, array in self.state().items()}
+        try:
+            return self._train(model, method, message)
+        except Diverged:
+            self.load_state(before)
+            nothing = torch.full_like(message.model, torch.nan)
+            return Report(self.index, len(self), nothing, logs={"loss": float("nan")})
+
+    def _train(self, model: FlatModel, method: Method, message: Broadcast) -> Report:
         seed = derive_seed(self.plan.seed, "client", self.index, message.round)
         self.round, self.logs, self.cache = message.round, {}, {}
         if self.plan.class_weights != "none":
@@ -91,6 +106,8 @@ class Client:
             self._receive(model, message)
             method.before_local(self, model, message)
             self._epochs(model, method, message, seed)
+            if not (all_finite(model.vector, most=LARGEST) and math.isfinite(self.logs["loss"])):
+                raise Diverged("the training of the site has diverged")
             extras = method.after_local(self, model, message)
         extras = extras | {name: SITE_FACTS[name](self.labels) for name in method.report_needs}
         self.cache = {}

@@ -46,7 +46,7 @@ from utils_.datasets.base import TEST, VAL, ImageDataset
 from utils_.datasets.label_files.groups import GROUPED
 from utils_.datasets.listing import DataOptions
 from utils_.environment import describe, processor_count
-from utils_.errors import UserError, as_known, some
+from utils_.errors import Diverged, UserError, as_known, some
 from utils_.files import atomic_folder, write_json, write_text
 from utils_.predictions import FILE as PREDICTIONS
 from utils_.predictions import write_predictions
@@ -372,11 +372,12 @@ def _run(simulation: Simulation, folder: Path, *, quiet: bool) -> str:
 
 def _remedy(error: Exception, folder: Path, config: Config) -> str:
     """What to do about a failure; the same settings would fail again where no report was usable."""
-    if not isinstance(error, NoReportLeft):
+    if not isinstance(error, (Diverged, NoReportLeft)):
         return f"see {folder / 'error.txt'}; once the cause is mended, --resume {folder} goes on"
     deed = f"a smaller --lr than {config.lr:g}"
     if config.attack != "none":
         deed = "fewer --attackers, or a --fraction of 1, so that honest clients are always heard"
+        deed = "another --aggregator" if isinstance(error, Diverged) else deed
     return f"a resume would end alike: start a new run with {deed}"
 
 

@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 
 from src.weights import load_weights
 from utils_.augment import Augmenter
-from utils_.errors import UserError
+from utils_.errors import Diverged, UserError
 from utils_.lone_image import spread_from_before
 from utils_.pixels import Pixels
 from utils_.rng import derive_seed
@@ -249,6 +249,9 @@ class FlatModel:
 
         Returns:
             (n, C) float32 in [0, 1].
+
+        Raises:
+            Diverged: a prediction is not finite.
         """
         return self.embed(images, rows, augmenter=augmenter)[1]
 
@@ -256,7 +259,11 @@ class FlatModel:
     def embed(
         self, images: np.ndarray, rows: np.ndarray, *, augmenter: Augmenter
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Penultimate features (n, D) and probabilities (n, C) as :meth:`predict`."""
+        """Penultimate features (n, D) and probabilities (n, C) as :meth:`predict`.
+
+        Raises:
+            Diverged: one of them is not finite.
+        """
         self.module.eval()
         parts = []
         for start in range(0, len(rows), PREDICT_BATCH):
@@ -265,6 +272,8 @@ class FlatModel:
             parts.append((inputs, logits.sigmoid()))
         self.train()
         features, probability = (torch.cat(table) for table in zip(*parts, strict=True))
+        if not (features.isfinite().all() and probability.isfinite().all()):
+            raise Diverged("what the model predicts is not finite")
         return features.cpu().numpy(), probability.cpu().numpy()
 
     def forward_aside(self, images: Tensor) -> Tensor:

@@ -25,9 +25,10 @@ def check_prospects(config: Config, dataset: ImageDataset, scenario: Scenario) -
     """Warn of what the run cannot show.
 
     Raises:
-        UserError: a bound without any truth, or no test image.
+        UserError: a bound without any truth, no label to learn from, or no test image.
     """
     _check_bound(config, dataset, scenario)
+    _check_labels(config, scenario)
     if not (scenario.part == TEST).any():
         raise UserError(f"no image is in the {PART_NAMES[TEST]} part; {_where_to_test(config)}")
     _report_warm_up(config)
@@ -46,6 +47,17 @@ def _check_bound(config: Config, dataset: ImageDataset, scenario: Scenario) -> N
             f"nothing is simulated; write verified labels into {place} (data/README.md), simulate "
             "flaws with --noise or --missing, or choose --method fedavg"
         )
+
+
+def _check_labels(config: Config, scenario: Scenario) -> None:
+    """Scores of a model that never learnt would be chance that looks like a result."""
+    learnt_from = scenario.annotated | scenario.soft  # a label, or the 0.5 of an uncertain one
+    if learnt_from[scenario.client >= 0].any() or method_class(config.method).true_labels:
+        return
+    raise UserError(
+        "no training image has a label at any client, so nothing can be learnt; write 0 or 1 into "
+        "the label files of the training images, or give a lower --missing"
+    )
 
 
 def _where_to_test(config: Config) -> str:

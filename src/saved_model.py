@@ -23,7 +23,7 @@ from src.simulation import resolve_device
 from src.weight_files import SavedWeights, read_weights
 from utils_.augment import Augmenter, channel_statistics
 from utils_.datasets.base import TRAIN, VAL
-from utils_.errors import UserError
+from utils_.errors import Diverged, UserError
 from utils_.scenario import ScenarioSettings, build_scenario
 from utils_.truth import reference
 
@@ -49,7 +49,10 @@ class SavedModel:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Probabilities of (n, H, W, 3) uint8 images: (n, C) float32, NaN of untrained classes."""
-        found = self.model.predict(images, np.arange(len(images)), augmenter=self.augmenter)
+        try:
+            found = self.model.predict(images, np.arange(len(images)), augmenter=self.augmenter)
+        except Diverged as error:
+            raise UserError(f"{self.path}: {error}; the training had failed, train anew") from error
         found[:, ~np.array(self.facts.trained)] = np.nan
         return found
 

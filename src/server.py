@@ -13,6 +13,8 @@ from torch import Tensor
 from src.aggregation import Frame, Layout, fault
 from src.messages import CLASS_COUNTS, NO_MODEL, Arrays, Broadcast, Report, message_bytes
 from src.outliers import OUTLYING, UpdateWatch, credit, severity
+from utils_.arrays import all_finite
+from utils_.errors import Diverged
 from utils_.priors import log_prior_odds
 from utils_.site_names import SiteNames
 
@@ -103,6 +105,7 @@ class Server:
 
         Raises:
             NoReportLeft: none can be used.
+            Diverged: what they make is not finite.
         """
         received: list[Report] = []
         self.bytes_up, self._introduced = self._introduced, 0
@@ -111,12 +114,18 @@ class Server:
         usable = self._receive(reports, received)
         if self.method.plan.suppress_outliers:
             usable = self._suppressed(list(usable))
-        self.model = self.method.aggregate(self, usable)
+        self.model = self._aggregated(usable)
         self.scores = self._watch.scores()
         self._say_who_stands_apart()
         self.method.after_round(self, received)
         self.round += 1
         return received
+
+    def _aggregated(self, usable: Iterable[Report]) -> Tensor:
+        model = self.method.aggregate(self, usable)
+        if not all_finite(model):
+            raise Diverged(f"round {self.round}: the global model is not finite")
+        return model
 
     def _receive(self, reports: Iterable[Report], received: list[Report]) -> Iterator[Report]:
         frame = self.frame

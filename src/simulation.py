@@ -29,7 +29,7 @@ from src.workers import ParallelRunner, Runner, SequentialRunner
 from utils_.augment import Augmenter, channel_statistics
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, VAL, ImageDataset
 from utils_.environment import peak_rss_mb, processor_count
-from utils_.errors import UserError
+from utils_.errors import Diverged, UserError
 from utils_.labels import LabelState, wrong_cells
 from utils_.metrics import Metrics
 from utils_.scenario import Scenario, client_names
@@ -230,7 +230,10 @@ class Simulation:
         scored = self.scored
         parts = [VAL] if self.evaluator.has(VAL) else []
         parts += [TEST] if self._test_due(round) else []
-        scores = self.evaluator.score_parts(scored, parts)
+        try:
+            scores = self.evaluator.score_parts(scored, parts)
+        except Diverged as error:
+            raise Diverged(f"round {round}: {error}") from error
         if self._is_best(scores[VAL].overall["mAP"] if VAL in scores else np.nan):
             self.best = scored
         return scores

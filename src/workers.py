@@ -21,6 +21,7 @@ from torch import Tensor
 
 from src.messages import NO_MODEL, Arrays, Broadcast, Report
 from src.models import PREDICT_BATCH
+from utils_.errors import Diverged
 
 if TYPE_CHECKING:
     from src.client import Client
@@ -39,9 +40,10 @@ class WorkError(RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a worker answers where it failed."""
+    """What a worker answers where it failed, by itself or because the model has diverged."""
 
     text: str
+    diverged: bool
 
 
 class Runner(Protocol):
@@ -76,6 +78,8 @@ class SequentialRunner:
         """(n, C) probabilities of the chosen images by a (P,) vector."""
         try:
             return self.predictor(vector, rows)
+        except Diverged:
+            raise
         except Exception as error:
             raise WorkError(f"evaluation failed: {type(error).__name__}: {error}") from error
 
@@ -171,7 +175,7 @@ def _take(connection: Connection, what: str) -> tuple[int, Any]:
     with _noticing_death(what):
         key, answer = connection.recv()
     if isinstance(answer, Failure):
-        raise WorkError(answer.text)
+        raise Diverged(answer.text) if answer.diverged else WorkError(answer.text)
     return key, answer
 
 
@@ -207,8 +211,8 @@ def _work(
 def _answer(act: Callable[..., Any], *task: Any) -> Any:
     try:
         return act(*task)
-    except WorkError as error:
-        return Failure(str(error))
+    except (WorkError, Diverged) as error:
+        return Failure(str(error), isinstance(error, Diverged))
 
 
 def _train(runner: SequentialRunner, index: int, state: Arrays, sent: Packed) -> tuple[Any, Arrays]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
+
+LARGEST = 1e15  # of sums of squares of such numbers float32 can hold many
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,12 @@ class Expected:
     axes: tuple[int | str, ...]
     unknown: bool = False
     optional: bool = False
+
+
+def all_finite(vector: Tensor, *, most: float = np.inf) -> bool:
+    """Whether all values of a (P,) vector are finite, and of at most that size; P is at least 1."""
+    least, largest = (float(end) for end in vector.aminmax())  # both NaN if any value is
+    return math.isfinite(largest - least) and max(largest, -least) <= most
 
 
 def array_fault(
@@ -44,6 +54,8 @@ def array_fault(
     may_be_nan = expected is not None and expected.unknown
     if (np.isinf(values) if may_be_nan else ~np.isfinite(values)).any():
         return "holds values that are not finite"
+    if values.dtype.kind == "f" and (np.abs(values) > LARGEST).any():
+        return f"holds values beyond {LARGEST:g}"
     return None
 
 

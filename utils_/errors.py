@@ -1,4 +1,4 @@
-"""The one exception a user may cause, and the suggestion that goes with a wrong name."""
+"""What a user may cause: bad input, and training that diverges; and hints for wrong names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ NAMES_SHOWN = 5
 
 class UserError(Exception):
     """Bad input. Its message is one line: what is wrong (file or option named) and what to do."""
+
+
+class Diverged(ArithmeticError):
+    """Training has led to numbers that are not finite; the message says whose."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

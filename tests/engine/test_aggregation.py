@@ -471,12 +471,19 @@ def test_what_is_not_finite_is_a_fault(place: int, value: float) -> None:
     assert faulty(change) == "its model holds values that are not finite"
 
 
-def test_large_values_are_no_fault_though_their_sum_overflows() -> None:
-    def change(report: Report) -> Report:
-        report.model[:2] = 3e38
-        return report
+@pytest.mark.parametrize("sign", [1, -1])
+def test_values_whose_squares_would_overflow_are_a_fault(sign: int) -> None:
+    def report_of(size: float) -> str | None:
+        def change(report: Report) -> Report:
+            report.model[:2] = sign * size
+            return report
 
-    assert faulty(change) is None
+        return faulty(change)
+
+    assert report_of(9e14) is None
+    assert report_of(3e38) == (
+        "its model holds values beyond 1e+15, as training that diverges makes"
+    )
 
 
 @pytest.mark.parametrize("shape", [(LENGTH + 1,), (LENGTH - 1,), (1, LENGTH), (0,)])

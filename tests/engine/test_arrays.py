@@ -43,6 +43,15 @@ def test_arrays_that_are_not_finite_are_a_fault(name: str, value: float) -> None
     assert found == f"its array '{name}' holds values that are not finite"
 
 
+def test_numbers_whose_sums_would_overflow_are_a_fault() -> None:
+    assert extras_fault(change=np.full(10, 9e14)) is None
+    assert extras_fault(change=-np.full(10, 2e15)) == "its array 'change' holds values beyond 1e+15"
+    assert extras_fault(losses=np.array([np.nan, 2e15])) == (
+        "its array 'losses' holds values beyond 1e+15"
+    )
+    assert extras_fault(counts=np.array([2**62])) is None  # whole numbers do not overflow to inf
+
+
 def test_nan_may_mean_unknown_and_infinity_may_not() -> None:
     assert extras_fault(losses=np.array([np.nan, 1])) is None
     assert extras_fault(losses=np.array([np.nan, np.nan])) is None

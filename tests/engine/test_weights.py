@@ -281,6 +281,10 @@ def spoilt(name: str, value: float) -> State:
 REFUSED = {
     "NaN": (spoilt("stem.0.weight", float("nan")), "stem.0.weight holds NaN or infinity"),
     "infinity": (spoilt("stem.1.running_var", float("inf")), "stem.1.running_var holds NaN"),
+    "beyond float32": (
+        {k: v.double() * 1e300 for k, v in source_state().items()},
+        "stem.0.weight holds NaN or infinity",
+    ),
     "parameters alone": (
         {k: v for k, v in source_state().items() if "running" not in k},
         "lacks the statistics of BatchNorm (first: stem.1.running_mean)",
