@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from utils_.errors import UserError
 from utils_.files import atomic_path
+from utils_.history import History
 
 if TYPE_CHECKING:
     from src.client import Client
@@ -30,20 +31,21 @@ def save_checkpoint(
     clients: Sequence[Client],
     *,
     best: torch.Tensor,
-    progress: dict[str, Any],
+    history: History,
 ) -> None:
     """Write ``folder/round-<n>.safetensors`` atomically and remove older ones.
 
     Args:
         best: (P,) the vector of the best validation round so far.
-        progress: what else the run must remember, as JSON.
+        history: a row for each finished round.
     """
     arrays = {"server.model": server.model.numpy(), "best": best.numpy()}
     arrays |= {f"server.memory.{name}": array for name, array in server.memory.items()}
     for client in clients:
         arrays |= {f"client.{client.index}.{n}": a for n, a in client.state().items()}
+    arrays |= {f"history.{name}": array for name, array in history.arrays().items()}
     path = round_file(folder, server.round)
-    write_sealed(path, arrays, progress)
+    write_sealed(path, arrays, {"history": history.columns})
     for older in folder.glob("round-*.safetensors"):
         if older != path:
             older.unlink()
@@ -51,7 +53,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, server: Server, clients: Sequence[Client]
-) -> tuple[torch.Tensor, dict[str, Any]] | None:
+) -> tuple[torch.Tensor, History] | None:
     """Restore server and clients from the newest checkpoint; None where there is none.
 
     Raises:
@@ -63,8 +65,7 @@ def load_checkpoint(
     newest = round_file(folder, found[-1])
     try:
         arrays, progress = read_sealed(newest)
-        if not all("round" in row for row in progress["history"]):
-            raise ValueError("a round of its history has no number")
+        history = _history(arrays, progress["history"])
         best = _restore(arrays, server, clients)
     except DAMAGED as error:
         raise UserError(
@@ -72,7 +73,25 @@ def load_checkpoint(
             "or from the start"
         ) from error
     server.round = found[-1]
-    return best, progress
+    return best, history
+
+
+def _history(arrays: dict[str, np.ndarray], told: list[Any]) -> History:
+    """Take the rows out of a checkpoint's arrays, of which ``told`` names the columns.
+
+    In checkpoints of earlier versions these are the rows themselves.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are no rows.
+    """
+    if told and isinstance(told[0], dict):
+        history = History(told)
+    else:
+        own = {name: arrays.pop(f"history.{name}") for name in ("values", "known")}
+        history = History.from_arrays(told, own)
+    if np.isnan(history.column("round")).any():
+        raise ValueError("a round of its history has no number")
+    return history
 
 
 def _restore(

@@ -133,8 +133,8 @@ def _to_keep(simulation: Simulation, last: Predicted, selected: Predicted | None
 
 def _best_round(simulation: Simulation) -> int | None:
     """The round with the best validation mAP; None where validation cannot tell."""
-    known = any(not np.isnan(row.get("val_mAP", np.nan)) for row in simulation.history)
-    return simulation.best_round if known else None
+    unknown = np.isnan(simulation.history.column("val_mAP")).all()
+    return None if unknown else simulation.best_round
 
 
 def _val_selected(simulation: Simulation, predicted: Predicted | None) -> dict[str, float] | None:

@@ -30,6 +30,7 @@ from utils_.augment import Augmenter, channel_statistics
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, VAL, ImageDataset
 from utils_.environment import peak_rss_mb, processor_count
 from utils_.errors import Diverged, UserError
+from utils_.history import History
 from utils_.labels import LabelState, wrong_cells
 from utils_.metrics import Metrics
 from utils_.scenario import Scenario, client_names
@@ -50,7 +51,7 @@ class Simulation:
 
     Attributes:
         names: what the clients are called.
-        history: one row of scalars for each finished round.
+        history: a row of scalars for each finished round.
         trained: (C,) bool, the classes that a site annotates.
         best: what was scored in the best validation round so far, by mAP; see ``scored``.
         predictions: of the last and the best model; None before the run is over.
@@ -79,7 +80,7 @@ class Simulation:
             client.called = self.names.called(client.index)
         self.server = Server(model.snapshot(), self.method, Layout.of(model), names=self.names)
         self.best = self.server.model
-        self.history: list[dict[str, float]] = []
+        self.history = History()
         self.predictions: Predictions | None = None
         self.thresholds: dict[str, np.ndarray] = {}
 
@@ -119,8 +120,7 @@ class Simulation:
         """Go back to the newest checkpoint in ``folder``, if there is one."""
         restored = load_checkpoint(folder / "checkpoint", self.server, self.clients)
         if restored:
-            self.best, progress = restored
-            self.history = progress["history"]
+            self.best, self.history = restored
 
     def run(
         self, folder: Path, log: RunLog, *, stop: Callable[[], bool], progress: Any
@@ -176,18 +176,13 @@ class Simulation:
     @property
     def best_round(self) -> int:
         """The round of ``best``: the first of highest validation mAP, the last if none is known."""
-        values = np.array([row.get("val_mAP", np.nan) for row in self.history])
+        values = self.history.column("val_mAP")
         return len(values) - 1 if np.isnan(values).all() else int(np.nanargmax(values))
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""
-        save_checkpoint(
-            folder / "checkpoint",
-            self.server,
-            self.clients,
-            best=self.best,
-            progress={"history": self.history},
-        )
+        parts = self.server, self.clients
+        save_checkpoint(folder / "checkpoint", *parts, best=self.best, history=self.history)
 
     def _round(self, runner: Runner, log: RunLog) -> dict[str, float]:
         start = time.perf_counter()
@@ -240,9 +235,8 @@ class Simulation:
 
     def _is_best(self, score: float) -> bool:
         """Whether validation prefers this round; the latest is best as long as it cannot tell."""
-        previous = [past.get("val_mAP", np.nan) for past in self.history]
-        known = [value for value in previous if not np.isnan(value)]
-        return not known or score > max(known)
+        previous = self.history.column("val_mAP")
+        return bool(np.isnan(previous).all() or score > np.nanmax(previous))
 
     def _test_due(self, round: int) -> bool:
         """Whether the test set is scored after this round: now and then, and in the last five."""

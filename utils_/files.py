@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import lzma
@@ -68,7 +67,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def _temporary(path: Path) -> Path:
     """A name beside ``path``; what processes that were killed have left of such is removed."""
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    start = f".{path.name}."  # glob would compile, and keep, a pattern for each name
+    for old in path.parent.iterdir() if path.parent.is_dir() else ():
+        if not (old.name.startswith(start) and old.name.endswith(".tmp")):
+            continue
         with suppress(OSError):  # somebody else has just finished or removed it
             if time.time() - old.stat().st_mtime > DAY:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()

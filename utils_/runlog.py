@@ -62,8 +62,9 @@ OVERVIEW = {
 class RunLog:
     """The log of one run.
 
-    ``metrics.csv`` has one row for each round. It is rewritten whole and atomically, so that
-    columns which only some rounds have (a test every ten rounds) get their place. The order is
+    ``metrics.csv`` has one row for each round. A row is appended, so that the thousandth round
+    takes no longer than the first. Where a row has new columns (a test every ten rounds), the file
+    is rewritten whole and atomically, and they get their place. The order is
     ``round``, ``seconds``, ``train_*``, ``val_*``, ``test_*``, ``labels_*``, then the rest; within
     a group, that of first appearance. Cells that a round does not have are blank.
 
@@ -84,16 +85,14 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.folder = Path(folder)
-        self.rows: list[dict[str, float]] = []
         self._columns: list[str] = []
-        self._lines: list[str] = []
-        for row in history or ():
-            self._append(row)
-        if self.rows:
-            self._write_table()
+        self._last = -1  # number of the last round
+        rows = [self._checked(row) for row in history or ()]
+        if rows:
+            self._write_table(rows)
         elif history is not None:  # resumed before the first checkpoint
             (self.folder / METRICS_FILE).unlink(missing_ok=True)
-        self._start = int(self.rows[-1]["round"]) + 1 if self.rows else 0
+        self._start = self._last + 1
         self._hook = threading.excepthook
         threading.excepthook = self._failed_aside
         self._writer = SummaryWriter(
@@ -119,11 +118,11 @@ class RunLog:
         Raises:
             ValueError: ``round`` is absent or does not come after the last row's.
         """
-        self._append(scalars)
-        self._write_table()
-        for column, value in self.rows[-1].items():
+        row = self._checked(scalars)
+        self._append(row)
+        for column, value in row.items():
             if column != "round" and not OUT_OF_SIGHT.match(column):
-                self._writer.add_scalar(tag_of(column), value, self.rows[-1]["round"])
+                self._writer.add_scalar(tag_of(column), value, row["round"])
         self._writer.flush()
 
     def scalars(self, group: str, values: Mapping[str, float], *, step: int) -> None:
@@ -232,38 +231,47 @@ class RunLog:
         file_writer: Any = self._writer.file_writer  # None by its type, but there until closed
         file_writer.add_summary(summary, step)
 
-    def _append(self, scalars: Mapping[str, float]) -> None:
+    def _checked(self, scalars: Mapping[str, float]) -> dict[str, float]:
+        """The row as plain numbers, with its round counted."""
         if "round" not in scalars:
             raise ValueError("a row of metrics.csv needs 'round'")
         row = {name: _plain_number(value) for name, value in scalars.items()}
         row["round"] = int(row["round"])
-        if self.rows and row["round"] <= self.rows[-1]["round"]:
+        if row["round"] <= self._last:
             raise ValueError(f"round {row['round']} is in metrics.csv already")
-        self.rows.append(row)
-        new = [name for name in row if name not in self._columns]
-        if new:
-            self._columns = sorted(self._columns + new, key=_column_rank)  # stable
-            self._lines = [_csv_line(self._columns)]
-            self._lines += [self._format(earlier) for earlier in self.rows]
+        self._last = int(row["round"])
+        return row
+
+    def _append(self, row: dict[str, float]) -> None:
+        if set(row) <= set(self._columns):
+            with (self.folder / METRICS_FILE).open("r+", encoding="utf-8") as file:  # never anew
+                file.seek(0, io.SEEK_END)
+                file.write(self._format(row))
         else:
-            self._lines.append(self._format(row))
+            self._write_table([*(read_metrics(self.folder) if self._columns else ()), row])
 
     def _format(self, row: Mapping[str, float]) -> str:
         # repr is the shortest text that reads back as the same float.
         return _csv_line(repr(row[name]) if name in row else "" for name in self._columns)
 
-    def _write_table(self) -> None:
-        write_text(self.folder / METRICS_FILE, "".join(self._lines))
+    def _write_table(self, rows: Sequence[dict[str, float]]) -> None:
+        names = [name for row in rows for name in row]
+        new = dict.fromkeys(name for name in names if name not in self._columns)
+        self._columns = sorted([*self._columns, *new], key=_column_rank)  # stable
+        lines = [_csv_line(self._columns), *map(self._format, rows)]
+        write_text(self.folder / METRICS_FILE, "".join(lines))
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Read ``metrics.csv`` of a run back to the same numbers, bit for bit; blanks are left out.
 
+    A last line without an end is what a process was writing when it was killed, and left out too.
+
     Raises:
         ValueError: a row has more cells than the header, or a cell is no number.
     """
-    with (Path(folder) / METRICS_FILE).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = (Path(folder) / METRICS_FILE).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.split("\n")[:-1]))
     if any(None in row for row in rows):
         raise ValueError("a row has more cells than the header")
     return [{name: _parsed_number(text) for name, text in row.items() if text} for row in rows]

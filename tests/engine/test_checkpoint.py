@@ -19,6 +19,7 @@ from src.client import Client
 from src.methods import method_class
 from src.server import Server
 from utils_.errors import UserError
+from utils_.history import History
 from utils_.labels import LabelState
 
 OBSERVED = np.array([[0, 1, np.nan], [np.nan, 1, 0]], np.float32)
@@ -34,6 +35,8 @@ ARRAYS = {
     "every.second": np.arange(10)[::2],
 }
 HISTORY = [{"round": 0.0, "val_mAP": 0.1 + 0.2, "test_mAP": float("nan")}, {"round": 1.0}]
+
+COLUMNS = ["round", "val_mAP", "test_mAP"]
 
 
 def make_clients(count: int = 2) -> list[Client]:
@@ -56,7 +59,7 @@ def save(folder: Path, round: int = 7, seed: int = 0) -> tuple[Server, list[Clie
     clients[1].memory = {name: array.copy() for name, array in ARRAYS.items()}
     clients[1].labels.correct(np.isnan(OBSERVED), np.full((2, 3), 0.3), weight=0.7)
     clients[0].labels.correct(~np.isnan(OBSERVED), np.full((2, 3), 0.5))
-    save_checkpoint(folder, server, clients, best=best, progress={"history": HISTORY})
+    save_checkpoint(folder, server, clients, best=best, history=History(HISTORY))
     return server, clients, best
 
 
@@ -70,7 +73,7 @@ def assert_arrays(found: dict[str, np.ndarray], expected: dict[str, np.ndarray])
 def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     server, clients, best = save(tmp_path)
     other, others = make_server(), make_clients()
-    found_best, progress = load_checkpoint(tmp_path, other, others)
+    found_best, history = load_checkpoint(tmp_path, other, others)
     assert torch.equal(other.model, server.model)
     assert torch.equal(found_best, best)
     assert other.round == 7
@@ -78,7 +81,7 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     for found, expected in zip(others, clients, strict=True):
         assert_arrays(found.state(), expected.state())
         assert_arrays(found.memory, expected.memory)
-    assert repr(progress) == repr({"history": HISTORY})
+    assert repr(list(history)) == repr(HISTORY)
 
 
 def test_what_comes_back_can_be_changed(tmp_path: Path) -> None:
@@ -183,6 +186,18 @@ FORGED: dict[str, tuple[Callable[[Arrays], object], object]] = {
     "no history": (lambda arrays: None, {}),
     "a list": (lambda arrays: None, [1]),
     "rounds without number": (lambda arrays: None, {"history": [{"val_mAP": 1.0}]}),
+    "columns without number": (lambda arrays: None, {"history": ["a", "b", "c"]}),
+    "fewer columns": (lambda arrays: None, {"history": ["round", "val_mAP"]}),
+    "a column twice": (lambda arrays: None, {"history": ["round", "round", "val_mAP"]}),
+    "no numbers": (lambda arrays: arrays.pop("history.values"), {"history": COLUMNS}),
+    "numbers of another kind": (
+        lambda arrays: arrays.update({"history.values": np.zeros((2, 3), np.float32)}),
+        {"history": COLUMNS},
+    ),
+    "other rows": (
+        lambda arrays: arrays.update({"history.known": np.ones((3, 3), bool)}),
+        {"history": COLUMNS},
+    ),
 }
 
 
@@ -228,4 +243,14 @@ def test_progress_is_readable_by_others(tmp_path: Path) -> None:
 
     save(tmp_path)
     with safe_open(tmp_path / "round-000007.safetensors", framework="numpy") as file:
-        assert "history" in json.loads(file.metadata()["progress"])
+        assert json.loads(file.metadata()["progress"]) == {"history": COLUMNS}
+
+
+def test_the_rows_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "round-000007.safetensors"
+    arrays, _ = read_sealed(path)
+    old = {name: array for name, array in arrays.items() if not name.startswith("history.")}
+    write_sealed(path, old, {"history": HISTORY})
+    _, history = load_checkpoint(tmp_path, make_server(), make_clients())
+    assert repr(list(history)) == repr(HISTORY)

@@ -96,6 +96,35 @@ def test_numbers_reread_to_the_same_bits(tmp_path_factory, rows):
                 assert after[name] == int(value)
 
 
+def test_a_row_is_appended_unless_it_has_a_new_column(tmp_path):
+    """The thousandth round must not write a thousand rows."""
+    path = tmp_path / "metrics.csv"
+    with RunLog(tmp_path) as log:
+        log.row({"round": 0, "val_mAP": 0.1})
+        file = path.stat().st_ino
+        log.row({"round": 1, "val_mAP": 0.2})
+        log.row({"round": 2})
+        assert path.stat().st_ino == file
+        log.row({"round": 3, "test_mAP": 0.2})
+        assert path.stat().st_ino != file
+        path.unlink()
+        with pytest.raises(FileNotFoundError):  # rows without a header would be no table
+            log.row({"round": 4})
+        assert not path.exists()
+
+
+def test_a_row_that_was_being_written_is_no_row(tmp_path):
+    with RunLog(tmp_path) as log:
+        for number in range(3):
+            log.row({"round": number, "val_mAP": 0.125})
+    path = tmp_path / "metrics.csv"
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rindex(b"\n") + 1
+    for end in range(last, len(whole)):
+        path.write_bytes(whole[:end])
+        assert read_metrics(tmp_path) == [{"round": n, "val_mAP": 0.125} for n in range(2)]
+
+
 def test_resume_equals_a_run_without_interruption(tmp_path):
     rows = [{"round": i, "val_mAP": math.sin(i), "seconds": i / 3} for i in range(6)]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
