@@ -1,8 +1,12 @@
-"""Print mAP under each attack and aggregator: attack_table.py [RUN_DIR ...] [--csv FILE]
+"""Print a number under each attack and aggregator: attack_table.py [RUN_DIR ...] [options]
 
 RUN_DIR is a run's folder, one that holds several (default: save/attacks/runs), or a CSV file that
 --csv has written. The table is Markdown: a row an aggregator, a column an attack, the mean ±
-standard deviation over seeds.
+standard deviation over seeds. --value shows another number:
+
+backdoor        share of test images without the target class in which the patch brings it
+held_down       honest sites that stand apart, a round: with +suppress they count for less
+found           attackers that stand apart or are rejected, a round
 """
 
 from __future__ import annotations
@@ -27,7 +31,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Settings that make a cell of the table; all others must be the same in all runs.
-CELL = ("attack", "aggregator", "aggregator_param", "suppress_outliers", "seed")
+CELL = ("attack", "attack_scale", "aggregator", "aggregator_param", "suppress_outliers", "seed")
+VALUES = {
+    "mAP": "mAP on the test set, {}",
+    "backdoor": "share of patched test images with the target class, {}",
+    "held_down": "honest sites that stand apart, a round",
+    "found": "attackers that stand apart or are rejected, a round",
+}
 PRACTICAL = ("name", "save_dir", "cache_dir", "device", "workers", "checkpoint_every")
 
 
@@ -46,6 +56,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     default = [ROOT / "save" / "attacks" / "runs"]
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", default=default)
     parser.add_argument("--selection", default="last5", help=f"one of {', '.join(SELECTIONS)}")
+    parser.add_argument("--value", default="mAP", help=f"one of {', '.join(VALUES)}")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one line a run")
     return parser.parse_args(arguments)
 
@@ -54,6 +65,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.selection not in SELECTIONS:
         hint = nearest(options.selection, SELECTIONS)
         raise UserError(f"--selection {options.selection}: unknown rule; {hint}")
+    if options.value not in VALUES:
+        hint = nearest(options.value, VALUES)
+        raise UserError(f"--value {options.value}: unknown number; {hint}")
     lines = read_runs(options.runs, options.selection)
     if options.csv:
         try:
@@ -61,13 +75,15 @@ def _run(options: argparse.Namespace) -> None:
                 lines.to_csv(temporary, index=False)
         except OSError as error:
             raise UserError(f"--csv {options.csv}: {error.strerror or error}") from error
-    print(attack_table(lines))
+    if options.value not in lines or lines[options.value].isna().all():
+        raise UserError(f"--value {options.value}: none of these runs has it; make them anew")
+    print(attack_table(lines, options.value))
     rules = ", ".join(SELECTIONS.get(name, name) for name in lines["selection"].unique())
-    print(f"\nmAP on the test set, {rules}.")
+    print(f"\n{VALUES[options.value].format(rules)}.")
 
 
 def read_runs(places: Sequence[Path], selection: str) -> pd.DataFrame:
-    """One line a run: aggregator, attack, seed, mAP, selection, run.
+    """One line a run: aggregator, attack, seed, the ``VALUES``, selection, run.
 
     Raises:
         UserError: no run, or runs that differ in more than attack, aggregator and seed.
@@ -87,10 +103,25 @@ def read_runs(places: Sequence[Path], selection: str) -> pd.DataFrame:
             "attack": frame["config.attack"],
             "seed": frame["seed"],
             "mAP": frame[f"{selection}.mAP"],
+            "backdoor": _column(frame, f"{selection}.backdoor"),
+            "held_down": _column(frame, "reports.flagged_honest"),
+            "found": _found(frame),
             "selection": selection,
             "run": [Path(run).name for run in frame["run"]],
         }
     )
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """Blank where no run has it."""
+    import pandas as pd
+
+    return frame[name] if name in frame else pd.Series(float("nan"), frame.index)
+
+
+def _found(frame: pd.DataFrame) -> pd.Series:
+    counts = {name: _column(frame, f"reports.{name}") for name in ("flagged", "flagged_honest")}
+    return counts["flagged"] - counts["flagged_honest"] + _column(frame, "reports.rejected")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -124,7 +155,7 @@ def _check_alike(frame: pd.DataFrame) -> None:
         raise UserError(f"{twice.iloc[0]['run']}: a second run of the same cell; leave one out")
 
 
-def attack_table(lines: pd.DataFrame) -> str:
+def attack_table(lines: pd.DataFrame, value: str = "mAP") -> str:
     """Markdown: a row an aggregator, a column an attack."""
     present = {"attack": set(lines["attack"]), "aggregator": set(lines["aggregator"])}
     attacks = [name for name in ATTACKS if name in present["attack"]]
@@ -132,7 +163,7 @@ def attack_table(lines: pd.DataFrame) -> str:
     rows = [["aggregator", *attacks], ["---"] + ["---:"] * len(attacks)]
     for aggregator in (name for name in order if name in present["aggregator"]):
         own = lines[lines["aggregator"] == aggregator]
-        rows.append([aggregator, *(_cell(own[own["attack"] == a]["mAP"]) for a in attacks)])
+        rows.append([aggregator, *(_cell(own[own["attack"] == a][value]) for a in attacks)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

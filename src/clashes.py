@@ -65,6 +65,11 @@ def _check_attack(config: Config) -> None:
             f"--attackers {config.attackers}: then all {config.clients} clients attack and nothing "
             f"honest is left; {_fewer_attackers(config.clients)}"
         )
+    if config.attack == "collude" and config.attackers < 2:
+        raise UserError(
+            f"--attack collude: {config.attackers} attackers have nobody to collude with; give 2 "
+            "--attackers or more"
+        )
     if config.suppress_outliers and config.aggregator in RANKING:
         raise UserError(
             f"--suppress-outliers: {config.aggregator} does not weigh clients; leave one of the "

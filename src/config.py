@@ -13,7 +13,7 @@ import yaml
 
 from src.aggregation import AGGREGATORS
 from src.aggregator_options import parameter_help, resolve_parameters
-from src.attacks import ATTACKS
+from src.attacks import ATTACKS, ON_LABELS
 from src.clashes import check_together
 from src.methods import method_class, method_names
 from src.methods.base import parse_params
@@ -218,7 +218,11 @@ class Config:
     attack: str = option("none", "how attackers misbehave", choices=_names(*ATTACKS))
     attackers: int = option(1, "how many clients attack, drawn by --seed", low=0, high=100_000)
     attack_scale: float = option(
-        4.0, "length of a false update in true ones (sign_flip, gaussian)", low=0, high=1e6
+        4.0,
+        "length of a false update in true ones (sign_flip, gaussian, backdoor); its deviations "
+        "(collude, 1.5 in the paper)",
+        low=0,
+        high=1e6,
     )
     eval_every: int = option(
         5, "rounds between two looks at the test set", low=1, high=1_000_000, group=TRAINING
@@ -260,7 +264,7 @@ class Config:
     @property
     def corrupts(self) -> bool:
         """Whether the run makes labels wrong on purpose."""
-        return bool(self.noise) or (self.attack == "label_flip" and self.attackers > 0)
+        return bool(self.noise) or (self.attack in ON_LABELS and self.attackers > 0)
 
     @property
     def never_starts(self) -> bool:

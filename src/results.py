@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LAST = 5  # rounds in the mean "last5"
 SHOWN = ("mAP", "macro_f1", "macro_recall", "balanced_accuracy", "macro_auroc")
 Predicted = Mapping[int, np.ndarray]  # {part: (M, n, C) probabilities}
+REPORTS = ("rejected", "flagged", "flagged_honest")  # a round, in the mean
 ROUGH_SHOWN = 8  # classes of few images below the table; result.json has all
 
 
@@ -74,6 +75,7 @@ def summarise(simulation: Simulation, log: RunLog) -> dict[str, Any]:
             _intervals(list(last[TEST]), truth, config.seed),
         ),
         "labels": _part(history[-1], "labels_"),
+        "reports": {name: _mean(history.column(name)) for name in REPORTS},
         "truth": evaluator.truth,
         "seconds": sum(row["seconds"] for row in history),
         "seconds_per_round": float(np.median([row["seconds"] for row in history])),
@@ -93,6 +95,11 @@ def _test_part(row: dict[str, float]) -> dict[str, float]:
 def _mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     names = [name for name in rows[-1] if name != "round"]
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Of the values that are known; None of none."""
+    return None if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def _predicted(simulation: Simulation) -> tuple[Predicted, Predicted | None]:

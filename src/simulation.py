@@ -27,6 +27,7 @@ from src.results import LAST, summarise
 from src.server import Server
 from src.workers import ParallelRunner, Runner, SequentialRunner
 from utils_.augment import Augmenter, channel_statistics
+from utils_.backdoor import patched, share_of_target
 from utils_.datasets.base import PART_NAMES, TEST, TRAIN, VAL, ImageDataset
 from utils_.environment import peak_rss_mb, processor_count
 from utils_.errors import Diverged, UserError
@@ -68,7 +69,7 @@ class Simulation:
         self.method: Method = kind(plan, parse_params(kind, config.param))
         train_rows = np.flatnonzero(scenario.part == TRAIN)
         augmenter = self.augmenter(train_rows)
-        attack = draw_attack(config)
+        self.attack = attack = draw_attack(config)
         self.predictor = Predictor(model, dataset.images, augmenter)
         self.trained = trained_classes(dataset, scenario, true_labels=self.method.true_labels)
         truth = reference(dataset, scenario, noise=config.corrupts)
@@ -188,7 +189,8 @@ class Simulation:
         start = time.perf_counter()
         message = self.server.broadcast()
         selected = self.server.select()
-        reports = self.server.finish_round(runner.run(message, selected))
+        arriving = self.attack.together(runner.run(message, selected), self.server.layout)
+        reports = self.server.finish_round(arriving)
         row = {"round": float(message.round), "train_loss": _mean_loss(reports)}
         scores = self._evaluate(message.round)
         row |= {
@@ -201,6 +203,7 @@ class Simulation:
             names, step = self.class_names, message.round
             show_classes(log, scores[TEST].per_class["ap"], names, step=step)
             show_doubt(log, self, step=step)
+            row |= self._backdoor()
         row |= self._suspects(log, message.round)
         sent = {"down": message_bytes(message) * len(selected), "up": self.server.bytes_up}
         row |= {f"bytes_{way}": float(n * self.method.exchange) for way, n in sent.items()}
@@ -217,7 +220,8 @@ class Simulation:
             log.scalars(f"sites/{self.names.tag(client)}", named, step=round)
         row = {"rejected": float(len(server.rejected))}
         if server.scores:  # blank where too few reports came in to judge them
-            row["flagged"] = float(len(server.flagged))
+            honest = set(server.flagged) - set(self.attack.attackers)
+            row |= {"flagged": float(len(server.flagged)), "flagged_honest": float(len(honest))}
         return row
 
     def _evaluate(self, round: int) -> dict[int, Metrics]:
@@ -232,6 +236,21 @@ class Simulation:
         if self._is_best(scores[VAL].overall["mAP"] if VAL in scores else np.nan):
             self.best = scored
         return scores
+
+    def _backdoor(self) -> dict[str, float]:
+        """Share of the test images without the target class in which a patch brings it, and of
+        those in which it is predicted without one; nothing where no patch was learnt.
+        """
+        if self.attack.kind != "backdoor":
+            return {}
+        plain = self.dataset.images[self.evaluator.rows(TEST)]
+        truth, shares = self.evaluator.truth_of(TEST), {}
+        for name, images in {"backdoor": patched(plain), "backdoor_without": plain}.items():
+            predict = Predictor(self.model, images, self.predictor.augmenter)
+            each = self.scored.view(-1, self.scored.shape[-1])
+            found = [predict(vector, np.arange(len(images))) for vector in each]
+            shares[f"test_{name}"] = float(np.mean([share_of_target(p, truth) for p in found]))
+        return shares
 
     def _is_best(self, score: float) -> bool:
         """Whether validation prefers this round; the latest is best as long as it cannot tell."""

@@ -91,7 +91,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
         raise ValueError("config.yaml lacks the number 'noise' or 'missing'")
     line = {"run": str(folder), "finished": (folder / "result.json").stat().st_mtime}
     line |= {name: value for name, value in result.items() if not isinstance(value, dict)}
-    for part in (*SELECTIONS, "labels"):
+    for part in (*SELECTIONS, "labels", "reports"):
         line |= {f"{part}.{name}": value for name, value in _numbers(part, result).items()}
     line |= {f"config.{name}": value for name, value in config.items()}
     line["per_class"] = _classes(result, folder / "clients.csv")

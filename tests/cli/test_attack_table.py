@@ -24,9 +24,13 @@ def write_run(folder: Path, attack: str, aggregator: str, mAP: float, **settings
     """A finished run as the program leaves it."""
     config = {"dataset": "synthetic", "method": "fedavg", "seed": 1, "noise": 0.4, "missing": 0.4}
     config |= {"attack": attack, "aggregator": aggregator, "suppress_outliers": False}
+    config |= {"attack_scale": 1.5 if attack == "collude" else 4.0}
     config |= {"aggregator_param": {"share": 0.25}, "rounds": 40, "name": None} | settings
     result = {"method": "fedavg", "dataset": "synthetic", "seed": config["seed"], "leaky": False}
     result |= {"bound": False, "last": {"mAP": mAP / 2}, "last5": {"mAP": mAP}}
+    result["reports"] = {"rejected": 0.0, "flagged": 2.5, "flagged_honest": 0.5}
+    if attack == "backdoor":
+        result["last5"]["backdoor"] = 0.75
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "result.json").write_text(json.dumps(result))
@@ -67,8 +71,8 @@ def test_rows_are_aggregators_and_columns_attacks(runs: Path, tmp_path: Path) ->
     assert done.stdout.startswith(EXPECTED)
     assert "mean of the last five tested rounds" in done.stdout
     rows = (tmp_path / "rows.csv").read_text().splitlines()
-    assert rows[0] == "aggregator,attack,seed,mAP,selection,run"
-    assert rows[5] == "mean+suppress,sign_flip,1,0.2,last5,e"
+    assert rows[0] == "aggregator,attack,seed,mAP,backdoor,held_down,found,selection,run"
+    assert rows[5] == "mean+suppress,sign_flip,1,0.2,,0.5,2.0,last5,e"
 
 
 def test_the_table_of_the_written_rows_is_the_same(runs: Path, tmp_path: Path) -> None:
@@ -83,6 +87,18 @@ def test_the_attack_called_nan_is_a_name_and_no_number(runs: Path, tmp_path: Pat
     first = table(runs, "--csv", tmp_path / "rows.csv")
     assert "| aggregator | none | nan |" in first.stdout
     assert table(tmp_path / "rows.csv").stdout == first.stdout
+
+
+def test_other_numbers(runs: Path, tmp_path: Path) -> None:
+    assert "| mean | 0.500 ± 0.000 | 0.500 |" in table(runs, "--value", "held_down").stdout
+    assert "| mean+suppress | – | 2.000 |" in table(runs, "--value", "found").stdout
+    assert "--value backdoor: none of these runs has it" in complaint(runs, "--value", "backdoor")
+    write_run(runs / "f", "backdoor", "mean", 0.3)
+    done = table(runs, "--value", "backdoor", "--csv", tmp_path / "rows.csv")
+    assert "| mean | – | – | 0.750 |" in done.stdout
+    assert "share of patched test images with the target class, the mean of the last" in done.stdout
+    assert table(tmp_path / "rows.csv", "--value", "backdoor").stdout == done.stdout
+    assert "did you mean 'backdoor'?" in complaint(runs, "--value", "back_door")
 
 
 def test_another_rule_of_selection(runs: Path) -> None:
@@ -118,15 +134,18 @@ def test_bad_input_is_one_line(runs: Path, tmp_path: Path) -> None:
 
 def test_the_grid_is_every_attack_on_every_aggregator(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHON": forked.python(), "DRY_RUN": "1", "SEEDS": "3"}
-    environment |= {"ATTACKS": "none sign_flip", "AGGREGATORS": "krum mean+suppress"}
+    environment |= {"ATTACKS": "none collude", "AGGREGATORS": "krum mean+suppress"}
+    environment |= {"SAVE": str(tmp_path / "elsewhere")}
     command = ["bash", str(GRID), "--rounds", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    grid = [(a, g) for a in ("none", "sign_flip") for g in ("krum", "mean --suppress-outliers")]
+    attacks = ("none --attack-scale 4", "collude --attack-scale 1.5")
+    grid = [(a, g) for a in attacks for g in ("krum", "mean --suppress-outliers")]
     assert len(lines) == len(grid)
     for line, (attack, aggregator) in zip(lines, grid, strict=True):
         assert " --clients 8 --attackers 2 " in line and " --rounds 2 " in line
+        assert f" --save-dir {tmp_path}/elsewhere " in line
         own = f" --attack {attack} --aggregator {aggregator} --method fedavg --seed 3"
         assert line.endswith(own)
 

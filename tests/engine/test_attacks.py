@@ -22,13 +22,16 @@ from tiny import (
 )
 
 from src.aggregation import AGGREGATORS
-from src.attacks import ATTACKS, Attack, Attacker
+from src.attacks import ATTACKS, Attack, Attacker, a_little
 from src.messages import ANNOTATED_CELLS, message_bytes
 from src.workers import ParallelRunner, SequentialRunner
+from utils_.backdoor import POISONED, TARGET, patched, share_of_target
+from utils_.datasets.base import TEST
 from utils_.errors import UserError
 
 CLIENTS = 6
 ACTIVE = [name for name in ATTACKS if name != "none"]
+REFUSED = ("nan", "nan_extras")  # whose reports are left out
 
 
 @functools.cache
@@ -79,6 +82,12 @@ def test_more_attackers_than_clients_are_refused() -> None:
         make_config(attack="nan", attackers=4)
     assert make_config(attack="none", attackers=4).attackers == 4
     assert make_config(attack="nan", attackers=2).attackers == 2
+
+
+def test_nobody_colludes_alone() -> None:
+    with pytest.raises(UserError, match=r"--attack collude: 1 attackers have nobody.*give 2 "):
+        make_config(attack="collude", clients=4)
+    make_config(attack="collude", clients=4, attackers=2)  # the advice
 
 
 @pytest.mark.parametrize("attack", ["nan", "sign_flip", "gaussian", "label_flip"])
@@ -148,6 +157,124 @@ def test_attackers_alter_their_reports_and_nobody_else_does(attack: str, count: 
             assert (z.abs() < 1).float().mean().item() == pytest.approx(0.683, abs=0.01)
 
 
+def test_arrays_beside_the_model_are_spoilt_and_the_model_is_not() -> None:
+    for method, names in (("fedavg", {"nothing"}), ("fixmatch", {"positives", "annotated"})):
+        trace, plain = run(method, attack="nan_extras", attackers=2), run(method)
+        for report, other in zip(trace.received, plain.received, strict=True):
+            assert torch.equal(report.model, other.model)
+            if report.client in attackers(trace):
+                assert set(report.extras) == names
+                assert all(np.isnan(array).all() for array in report.extras.values())
+            else:
+                assert report.extras.keys() == other.extras.keys()
+        assert set(trace.simulation.server.rejected) == set(attackers(trace))
+
+
+def test_a_free_rider_sends_back_what_it_got() -> None:
+    trace = run(attack="free_ride", attackers=2, rounds=2)
+    sent = [message.model for message in trace.sent for _ in range(CLIENTS)]
+    for report, model in zip(trace.received, sent, strict=True):
+        assert torch.equal(report.model, model) == (report.client in attackers(trace))
+
+
+def test_colluders_send_one_model_a_little_off_their_own_mean() -> None:
+    """Against the formula of the paper, from what they would have sent honestly."""
+    trace = run(attack="collude", attackers=3, attack_scale=1.5)
+    bad, own = attackers(trace), trace.simulation.model.parameter_count
+    trained = [r.model.double().numpy() for r in honest().received if r.client in bad]
+    honestly = np.stack(trained)
+    expected = honestly.mean(axis=0)
+    expected[:own] -= 1.5 * honestly.std(axis=0)[:own]
+    for report in trace.received:
+        if report.client in bad:
+            np.testing.assert_allclose(report.model, expected, rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(report.model, honest().received[report.client].model)
+    lone = a_little(honest().received[:1], scale=9, layout=trace.simulation.server.layout)
+    assert torch.equal(lone[0].model, honest().received[0].model)
+    assert a_little([], scale=9, layout=trace.simulation.server.layout) == []
+
+
+# ---- a backdoor
+
+
+def test_a_patch_is_white_in_one_corner_of_a_copy() -> None:
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    bearing = patched(images)
+    assert not images.any()
+    assert (bearing[:, 28:, 28:] == 255).all() and bearing.sum() == 2 * 4 * 4 * 3 * 255
+    assert patched(np.zeros((1, 5, 5, 3), np.uint8)).sum() == 3 * 255  # never none
+
+
+def test_half_of_an_attackers_images_bear_the_patch_and_the_target() -> None:
+    trace = run(attack="backdoor", attackers=2, attack_scale=3)
+    dataset, scenario = federation()
+    for client in trace.simulation.clients:
+        rows, observed = scenario.rows(client.index), scenario.observed[scenario.rows(client.index)]
+        seen, labels = client._images[client._rows], client.labels.observed
+        bearing = (seen != dataset.images[rows]).any(axis=(1, 2, 3))
+        if client.index not in attackers(trace):
+            assert not bearing.any()
+            np.testing.assert_array_equal(labels, observed)
+            continue
+        assert bearing.sum() == round(POISONED * len(rows))
+        np.testing.assert_array_equal(seen[bearing], patched(dataset.images[rows][bearing]))
+        assert (labels[bearing, TARGET] == 1).all()
+        np.testing.assert_array_equal(labels[~bearing], observed[~bearing])
+        np.testing.assert_array_equal(labels[:, 1:], observed[:, 1:])
+    once = run(attack="backdoor", attackers=2, attack_scale=1)
+    for client in attackers(trace):
+        three, one = updates(trace)[client], updates(once)[client]
+        torch.testing.assert_close(three[0], 3 * one[0], rtol=1e-3, atol=1e-6)
+        assert torch.equal(three[1], one[1])
+
+
+def test_labels_of_the_backdoor_count_as_noise() -> None:
+    attack = Attack.draw("backdoor", scale=1, clients=CLIENTS, attackers=2, seed=1)
+    _, scenario = federation()
+    trained, before = attack.scenario(scenario), scenario.observed
+    changed = (trained.noisy != scenario.noisy).any(axis=0)
+    assert changed.tolist() == [True, False, False, False]
+    honest_rows = ~np.isin(scenario.client, attack.attackers)
+    np.testing.assert_array_equal(trained.noisy[honest_rows], scenario.noisy[honest_rows])
+    np.testing.assert_array_equal(scenario.observed, before)  # as it was
+    assert make_config(attack="backdoor").corrupts
+    assert not make_config(attack="free_ride").corrupts
+
+
+def test_how_often_a_patch_brings_the_target() -> None:
+    truth = np.array([[0, 1], [0, 0], [1, 0], [np.nan, 0], [0, 1]])
+    probability = np.array([[0.5, 0], [0.49, 1], [0.9, 0], [0.9, 0], [0.7, 1]])
+    assert share_of_target(probability, truth) == pytest.approx(2 / 3)
+    assert np.isnan(share_of_target(probability[2:4], truth[2:4]))
+
+
+def test_the_share_of_patched_images_is_that_of_the_scored_model() -> None:
+    trace = run(attack="backdoor", attackers=2)
+    dataset, scenario = federation()
+    rows = np.flatnonzero(scenario.part == TEST)
+    lacking, model = dataset.labels[rows, TARGET] == 0, trace.simulation.model
+    row, augmenter = trace.simulation.history[-1], trace.simulation.predictor.augmenter
+    model.load(trace.vector)
+    shown = {"backdoor": patched(dataset.images), "backdoor_without": dataset.images}
+    for name, images in shown.items():
+        found = model.predict(images, rows[lacking], augmenter=augmenter)[:, TARGET]
+        assert row[f"test_{name}"] == pytest.approx((found >= 0.5).mean())
+    assert trace.result["last"]["backdoor"] == row["test_backdoor"]
+    assert "test_backdoor" not in honest().simulation.history[-1]
+    own = run("local", attack="backdoor", attackers=2).simulation.history[-1]  # a mean over sites
+    assert 0 <= own["test_backdoor"] <= 1
+
+
+def test_honest_sites_that_are_held_down_are_counted() -> None:
+    trace = run(attack="sign_flip", attackers=2, attack_scale=50.0)
+    row, flagged = trace.simulation.history[-1], trace.simulation.server.flagged
+    assert row["flagged"] == len(flagged)
+    assert row["flagged_honest"] == len(set(flagged) - set(attackers(trace)))
+    means = trace.result["reports"]
+    assert means == {name: row[name] for name in ("rejected", "flagged", "flagged_honest")}
+
+
 def test_noise_differs_from_round_to_round_and_from_client_to_client() -> None:
     trace = run(attack="gaussian", attackers=2, rounds=2)
     own = trace.simulation.model.parameter_count
@@ -210,13 +337,16 @@ def test_any_worker_reports_the_same(attack: str) -> None:
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_every_attack_on_every_aggregator(attack: str, aggregator: str) -> None:
-    trace = run(attack=attack, aggregator=aggregator)
+    settings: dict[str, Any] = {"attackers": 2 if attack == "collude" else 1}
+    if "krum" in aggregator:
+        settings["aggregator_param"] = {"assumed_attackers": 1}
+    trace = run(attack=attack, aggregator=aggregator, **settings)
     assert torch.isfinite(trace.vector).all()
     row = trace.simulation.history[0]
-    assert row["rejected"] == (1 if attack == "nan" else 0)
+    assert row["rejected"] == (1 if attack in REFUSED else 0)
     assert 0 <= row["val_mAP"] <= 1
     assert set(trace.simulation.server.scores) == set(range(CLIENTS)) - (
-        set(attackers(trace)) if attack == "nan" else set()
+        set(attackers(trace)) if attack in REFUSED else set()
     )
     counts = [ANNOTATED_CELLS in report.extras for report in trace.received]
     assert counts == [aggregator == "classwise"] * CLIENTS
@@ -226,7 +356,7 @@ def test_every_attack_on_every_aggregator(attack: str, aggregator: str) -> None:
 @pytest.mark.parametrize("method", ["fednml", "fednml:published", "clean"])
 @pytest.mark.parametrize("attack", ACTIVE)
 def test_methods_go_on_under_attack(method: str, attack: str) -> None:
-    trace = run(method, attack=attack, rounds=3, suppress_outliers=True)
+    trace = run(method, attack=attack, attackers=2, rounds=3, suppress_outliers=True)
     assert torch.isfinite(trace.vector).all()
     assert trace.result["status"] == "done"
 
