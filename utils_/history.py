@@ -69,9 +69,9 @@ class History:
         return (self[place] for place in range(len(self)))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Copies of (rows, columns) ``values``, float64, and ``known``, bool."""
+        """(rows, columns) ``values``, float64, and ``known``, bool; valid until the next row."""
         here = slice(self._length)
-        return {"values": self._values[here].copy(), "known": self._known[here].copy()}
+        return {"values": self._values[here], "known": self._known[here]}
 
     @classmethod
     def from_arrays(cls, columns: list[str], arrays: Mapping[str, np.ndarray]) -> History:
@@ -83,9 +83,9 @@ class History:
         history, values, known = cls(), arrays["values"], arrays["known"]
         if values.ndim != 2 or not values.shape[1] == len(columns) == len(set(columns)):
             raise ValueError("its history has other columns")
-        if (values.dtype, known.dtype, known.shape) != (np.float64, np.bool_, values.shape):
+        if values.dtype != float or known.dtype != bool or known.shape != values.shape:
             raise ValueError("its history is not of numbers")
-        history.columns, history._length = columns, len(values)
+        history.columns, history._length = list(columns), len(values)
         history._place = {name: place for place, name in enumerate(columns)}
         history._values, history._known = values.copy(), known.copy()
         return history

@@ -52,6 +52,7 @@ def main_command(line: str) -> list[str]:
 
 
 README, RESULTS = commands("README.md"), commands("docs/results.md")
+RELIABILITY = [line for line in commands("docs/reliability.md") if "attacks.sh" in line]
 MAIN = [line for line in README if "main_fednml.py" in line]
 DRY = [line for line in MAIN if not re.search("--resume|--list|--dry-run|--dataset", line)]
 
@@ -169,11 +170,12 @@ def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     assert len(list((tmp_path / "benchmarks").glob("*.json"))) == 1
 
 
-def test_the_attacks_are_planned(tmp_path: Path) -> None:
-    (line,) = [line for line in RESULTS if "attacks.sh" in line]
+@pytest.mark.parametrize("line", [line for line in RESULTS if "attacks.sh" in line] + RELIABILITY)
+def test_the_attacks_are_planned(line: str, tmp_path: Path) -> None:
     assigned, _, options = line.partition(" bash scripts/attacks.sh")
     settings = dict(word.split("=", 1) for word in shlex.split(assigned))
     settings |= {"ATTACKS": "nan", "AGGREGATORS": "mean krum"}  # of 50 pairs: each takes seconds
+    settings |= {"SEEDS": "1"}
     command = ["bash", str(ROOT / "scripts" / "attacks.sh"), *shlex.split(options)]
     done = run(command, tmp_path, **settings, DRY_RUN="1", PYTHON=forked.python())
     assert done.returncode == 0, done.stderr

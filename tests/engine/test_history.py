@@ -46,9 +46,12 @@ def test_rows_beyond_the_room_and_columns_that_come_later() -> None:
 
 def test_what_it_gives_away_is_its_own_no_longer() -> None:
     history = History([{"a": 1.0}])
-    history.arrays()["values"][:] = 9
+    again = History.from_arrays(history.columns, history.arrays())
     history.column("a")[:] = 9
+    history[0]["a"] = 9
     assert history[0] == {"a": 1.0}
+    history.append({"b": 2.0})
+    assert list(again) == [{"a": 1.0}] and again.columns == ["a"]
 
 
 def test_a_thousand_rows_take_nine_bytes_a_number() -> None:

@@ -43,7 +43,8 @@ class ImageFolder:
         Raises:
             UserError: several files fit, or the name leads out of the folder.
         """
-        found = None if _leads_out(normal(name)) else self._as_written(normal(name))
+        plain = normal(name)
+        found = None if _leads_out(plain) else self._as_written(plain)
         found = found or self._as_read(name)
         if found is None and _leads_out(name):
             raise UserError(
@@ -59,13 +60,15 @@ class ImageFolder:
         Raises:
             UserError: see :meth:`find`.
         """
+        once = list(dict.fromkeys(names))  # an image may have many rows
         drop = {
-            absolute: self._needless_folders([n for n in names if is_absolute(n) is absolute])
+            absolute: self._needless_folders([n for n in once if is_absolute(n) is absolute])
             for absolute in (False, True)  # one label file may hold paths, another bare names
         }
-        files = [self.find(without_folders(name, drop[is_absolute(name)])) for name in names]
-        _report_spelling(names, files)
-        return [file or normal(name) for file, name in zip(files, names, strict=True)]
+        files = [self.find(without_folders(name, drop[is_absolute(name)])) for name in once]
+        _report_spelling(once, files)
+        place = {n: file or normal(n) for n, file in zip(once, files, strict=True)}
+        return list(map(place.__getitem__, names))
 
     def _as_written(self, name: str) -> str | None:
         """The extension may be absent or differ in case."""
@@ -183,6 +186,8 @@ def refuse_repeats(tables: Sequence[CsvTable], files: Sequence[str]) -> None:
 
 
 def _leads_out(name: str) -> bool:
+    if "/" not in name and "\\" not in name:
+        return name == ".."
     return is_absolute(name) or ".." in PurePosixPath(name.replace("\\", "/")).parts
 
 

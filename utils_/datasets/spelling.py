@@ -51,7 +51,7 @@ class FileTree:
 
 def normal(name: str) -> str:
     """Return the one spelling of a path: no ``./``, no doubled slash."""
-    return PurePosixPath(name).as_posix()
+    return name if name and "/" not in name else PurePosixPath(name).as_posix()
 
 
 def readings(name: str, *, folder: Path) -> Iterator[str]:
@@ -80,6 +80,8 @@ def is_absolute(name: str) -> bool:
 
 def common_folders(names: Sequence[str]) -> int:
     """Return how many folders at their beginning all paths share."""
+    if any("/" not in name and "\\" not in name for name in names):
+        return 0
     folders = [PurePosixPath(name.replace("\\", "/")).parts[:-1] for name in names]
     shortest, longest = min(folders), max(folders)
     pairs = zip(shortest, longest, strict=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from utils_.datasets.cache.image_files import SUFFIXES
@@ -31,7 +32,8 @@ def lead_by_images(table: CsvTable, folder: ImageFolder) -> CsvTable:
         UserError: the first line is data.
     """
     _refuse_data_as_header(table, folder)
-    share = {name: _share_of_files(table.column(name), folder) for name in table.header}
+    columns = zip(*table.rows[:LOOKED_AT], strict=True)
+    share = {n: _share_of_files(c, folder) for n, c in zip(table.header, columns, strict=True)}
     first = table.header[0]
     best = max(share, key=lambda name: share[name])  # the first of several
     if share[first] < 0.5 and share[best] > share[first]:
@@ -49,11 +51,11 @@ def _led_by(table: CsvTable, name: str) -> CsvTable:
 
 
 def _share_of_files(cells: Sequence[str], folder: ImageFolder) -> float:
-    """The share of the first cells that name an image file; 0 where all are a few values."""
-    some = cells[:LOOKED_AT]
-    if len(set(some)) < min(3, len(some)):
+    """The share of the cells that name an image file; 0 where all are a few values."""
+    texts = Counter(cells)
+    if len(texts.keys() - {""}) < min(3, len(cells)):
         return 0.0
-    return sum(_is_image(name, folder) for name in some) / len(some)
+    return sum(n for text, n in texts.items() if _is_image(text, folder)) / len(cells)
 
 
 def _refuse_data_as_header(table: CsvTable, folder: ImageFolder) -> None:
@@ -61,7 +63,8 @@ def _refuse_data_as_header(table: CsvTable, folder: ImageFolder) -> None:
     first, others = table.header[0], table.header[1:]
     suffixed = first.lower().endswith(tuple(SUFFIXES))
     repeated = all(
-        NUMBER.fullmatch(name) or name in set(table.column(name)[:LOOKED_AT]) for name in others
+        NUMBER.fullmatch(name) or name in {row[place] for row in table.rows[:LOOKED_AT]}
+        for place, name in enumerate(others, start=1)
     )
     if suffixed or (others and repeated and _is_image(first, folder)):
         line = ", ".join(table.header[:4])

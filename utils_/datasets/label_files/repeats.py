@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -43,7 +42,7 @@ def combine_rows(
     image = np.array([numbers.setdefault(file, len(numbers)) for file in files])
     if len(numbers) == len(files):
         return np.arange(len(files)), labels
-    _refuse_several_files(tables, files)
+    _refuse_several_files(tables, files, image)
     if combine is None:
         raise _several_rows(tables, files, image, labels)
     kept = np.unique(image, return_index=True)[1]
@@ -76,17 +75,21 @@ def _pooled(values: np.ndarray, image: np.ndarray, *, count: int, combine: str) 
     return result
 
 
-def _refuse_several_files(tables: Sequence[CsvTable], files: Sequence[str]) -> None:
+def _refuse_several_files(
+    tables: Sequence[CsvTable], files: Sequence[str], image: np.ndarray
+) -> None:
     """Check that no image is in two label files, whatever its rows in one of them."""
-    places = [(table.path, line) for table in tables for line in table.lines]
-    first: dict[str, tuple[Path, int]] = {}
-    for file, (path, line) in zip(files, places, strict=True):
-        other, before = first.setdefault(file, (path, line))
-        if other != path:
-            raise UserError(
-                f"{path}, line {line}: image {shown(file)} is already listed in {other.name}, "
-                f"line {before}; an image is in one part: remove it from one of the two files"
-            )
+    table = np.repeat(np.arange(len(tables)), [len(one.lines) for one in tables])
+    first = np.unique(image, return_index=True)[1][image]
+    again = np.flatnonzero(table != table[first])
+    if len(again):
+        row, before = int(again[0]), int(first[again[0]])
+        lines = [line for one in tables for line in one.lines]
+        raise UserError(
+            f"{tables[table[row]].path}, line {lines[row]}: image {shown(files[row])} is already "
+            f"listed in {tables[table[before]].path.name}, line {lines[before]}; an image is in "
+            "one part: remove it from one of the two files"
+        )
 
 
 def _several_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gc
 import io
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ NO_TEXT = {  # how files begin that are no text
     b"\x89HDF": "is an HDF5 file",
 }
 EXPORT = "in Excel use File > Save As > 'CSV UTF-8', elsewhere export it as CSV"
+SPACE = re.compile(r"[^\S\r\n]")
 # Three accented letters in a row are no word of a western language: some other encoding.
 OTHER_SCRIPT = re.compile(rb"[\x80-\xff]{3}")
 # Windows-1252 has signs here, which stand in no word, and capitals, which follow no small letter:
@@ -152,14 +154,20 @@ def _regular(path: Path, text: str, separator: str) -> Records | None:
 def _records(path: Path, text: str, separator: str) -> Records:
     """Split into (line number, stripped cells), rows of nothing but blanks left out."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    spaces = '"' in text or SPACE.search(text)  # else there is nothing to strip
     records = []
+    collecting = gc.isenabled()
+    gc.disable()  # millions of rows without a circle, looked through again and again
     try:
         for row in reader:
-            cells = list(map(str.strip, row))
+            cells = list(map(str.strip, row)) if spaces else row
             if any(cells):
                 records.append((reader.line_num, cells))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+    finally:
+        if collecting:
+            gc.enable()
     return records
 
 
