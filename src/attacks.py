@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from src.methods.base import Method
     from src.models import FlatModel
 
-ATTACKS = ("none", "nan", "nan_extras", "sign_flip", "gaussian", "label_flip")
-ATTACKS += ("backdoor", "collude", "free_ride")
+ATTACKS = (
+    *("none", "nan", "nan_extras", "sign_flip", "gaussian", "label_flip"),
+    *("backdoor", "collude", "free_ride"),
+)
 ON_LABELS = ("label_flip", "backdoor")  # make labels wrong on purpose
 AT_THE_CLIENT = ("nan", "nan_extras", "sign_flip", "gaussian", "backdoor", "free_ride")
 
@@ -173,8 +175,9 @@ class Attacker(Client):
         if self.attack == "gaussian":
             seed = derive_seed(self.plan.seed, "attack", self.index, round)
             noise = torch.randn(len(update), generator=torch.Generator().manual_seed(seed))
-            return noise * (self.scale * update.norm() / noise.norm())
-        return (self.scale if self.attack == "backdoor" else -self.scale) * update
+            false: Tensor = noise * (self.scale * update.norm() / noise.norm())
+            return false
+        return update * (self.scale if self.attack == "backdoor" else -self.scale)
 
 
 def _spoilt(extras: Arrays) -> Arrays:
