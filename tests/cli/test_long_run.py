@@ -33,7 +33,7 @@ def test_what_is_steady_holds() -> None:
 @pytest.mark.parametrize("name", LIMITS)
 def test_what_grows_is_found(name: str) -> None:
     samples, column = steady(), COLUMNS.index(name)
-    growth = np.arange(ROUNDS) * 1.5 if name == "memory" else samples[:, column] ** 2 / 50
+    growth = np.arange(ROUNDS) * 2.5 if name == "memory" else samples[:, column] ** 2 / 50
     samples[:, column] += growth
     assert over(samples) == {name}
 
