@@ -112,13 +112,13 @@ class Sites:
 
     def _look(self) -> int:
         """Ask new nodes who they are; return how many seats are taken."""
-        present = set(self._grid.get_node_ids())
+        present = {node.node_id: node.name for node in self._grid.get_nodes()}
         self._found = {node: who for node, who in self._found.items() if node in present}
-        strangers = sorted(present - self._found.keys())
+        strangers = sorted(present.keys() - self._found.keys())
         hello = {node: RecordDict({HEAD: ConfigRecord(self.told)}) for node in strangers}
         for node, answer in self._exchange(JOIN, hello, "join"):
             try:
-                self._found[node] = self._who(answer)
+                self._found[node] = _as_registered(self._who(answer), present[node])
                 self._told.pop(node, None)
             except BadRecord as error:
                 if self._told.get(node) != str(error):  # said once, not at every look
@@ -217,6 +217,17 @@ class Sites:
 
 class SitesGone(RuntimeError):
     """Too few sites are there, or have answered; the run can go on when they are back."""
+
+
+def _as_registered(who: SiteTable | int, registered: str) -> SiteTable | int:
+    """Who answers, if that is whose key it has; ``registered`` is empty where keys have no names.
+
+    Raises:
+        BadRecord: a site answers in another's name.
+    """
+    if isinstance(who, SiteTable) and registered and who.name != registered:
+        raise BadRecord(f"site {registered}: it answers in the name of the site {who.name[:100]}")
+    return who
 
 
 def merged_sums(tables: tuple[SiteTable, ...]) -> np.ndarray:
