@@ -18,6 +18,7 @@ from src.flower.own_data import SiteTable
 from src.flower.records import BadRecord, extras, head
 from src.flower.run_config import Patience
 from src.flower.words import FAULT, HEAD, JOIN
+from src.messages import CLASS_COUNTS, Report
 from utils_.errors import UserError, some
 from utils_.site_names import SiteNames
 
@@ -110,6 +111,24 @@ class Sites:
         for node, answer in self._exchange(kind, records, group):
             yield where[node], answer
 
+    def compare(self, client: int, report: Report) -> None:
+        """Hold a report against what its site told when it joined.
+
+        Raises:
+            BadRecord: it is another's, or tells other numbers.
+        """
+        if report.client != client:
+            raise BadRecord("it answers for another site")
+        if not self.tables:
+            return
+        table = self.tables[client]
+        if report.samples != table.images:
+            raise BadRecord(f"it now has {report.samples:g} images, and joined with {table.images}")
+        counts = report.extras.get(CLASS_COUNTS)
+        told = np.stack([table.positives, table.annotated])
+        if counts is not None and not np.array_equal(counts, told):
+            raise BadRecord("its counts of classes are not those with which it joined")
+
     def _look(self) -> int:
         """Ask new nodes who they are; return how many seats are taken."""
         present = {node.node_id: node.name for node in self._grid.get_nodes()}
@@ -146,7 +165,7 @@ class Sites:
             return number
         arrays = extras(answer)
         images, held_out = told.get("images"), told.get("held-out", 0)
-        if not isinstance(name, str) or not isinstance(images, int) or type(held_out) is not int:
+        if not isinstance(name, str) or {type(images), type(held_out)} != {int}:
             raise BadRecord("it does not say who it is")
         try:
             positives, annotated, pixels = (
@@ -238,7 +257,12 @@ def merged_sums(tables: tuple[SiteTable, ...]) -> np.ndarray:
 
 def _content(reply: Message) -> RecordDict | str:
     if reply.has_error():
-        return f"its node failed ({reply.error.reason})"
+        return f"its node failed ({_one_line(reply.error.reason)})"
     told: Any = reply.content.get(HEAD, {})
-    fault = told.get(FAULT)
-    return reply.content if fault is None else str(fault)[:500]
+    fault = told.get(FAULT) if isinstance(told, ConfigRecord) else None
+    return reply.content if fault is None else _one_line(fault)
+
+
+def _one_line(text: Any) -> str:
+    """What another machine says, so that it cannot pass for lines of our log."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)[:500]).split())
