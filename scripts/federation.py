@@ -27,7 +27,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from scripts.federation_code import processes, server, site
-from utils_.errors import UserError
+from utils_.errors import UserError, nearest
 from utils_.script import Parser, end_with, exit_code
 from utils_.side_by_side import signals_interrupt
 
@@ -44,12 +44,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     options = build_federation_parser().parse_args(words)
-    processes.refuse_other_systems()
     work: Callable[[argparse.Namespace], int] = options.work
     try:
         return work(options)
     except OSError as error:
-        raise UserError(f"{error.filename or options.folder}: {error.strerror or error}") from error
+        raise UserError(f"{error.filename or 'federation'}: {error.strerror or error}") from error
 
 
 def build_federation_parser() -> argparse.ArgumentParser:
@@ -62,7 +61,7 @@ def build_federation_parser() -> argparse.ArgumentParser:
         first = (work.__doc__ or "").splitlines()[0]
         made = commands.add_parser(name, help=first, description=first)
         made.add_argument("folder", type=Path, metavar="FOLDER", help="of the server or the site")
-        made.set_defaults(work=work)
+        made.set_defaults(work=lambda options: processes.refuse_other_systems() or work(options))
         return made
 
     for name, work in (("init", _init), ("renew", _renew)):
@@ -81,6 +80,10 @@ def build_federation_parser() -> argparse.ArgumentParser:
     add = command("run", _start_run).add_argument
     add("settings", nargs="?", default="", metavar="SETTINGS", help="as of flwr run --run-config")
     command("status", _status)
+    add = commands.add_parser("leaves", help=_leaves.__doc__, description=_leaves.__doc__)
+    add.add_argument("--model", default="resnet18", help="the backbone (resnet18)")
+    add.add_argument("--classes", type=int, default=20, help="how many (20)")
+    add.set_defaults(work=_leaves)
     command("stop", _stop)
     return parser
 
@@ -230,6 +233,19 @@ def _status(options: argparse.Namespace) -> int:
     """what runs of a folder"""
     parts = processes.parts(options.folder)
     print(f"running: {', '.join(sorted(parts))}" if parts else "nothing runs")
+    return DONE
+
+
+def _leaves(options: argparse.Namespace) -> int:
+    """say what leaves a site in every round, by method"""
+    from scripts.federation_code.privacy import tables  # torch comes with it
+    from src.models import MODELS
+
+    if options.model not in MODELS:
+        raise UserError(f"--model {options.model}: {nearest(options.model, MODELS)}")
+    if not 1 <= options.classes <= 1000:
+        raise UserError(f"--classes {options.classes}: give a number from 1 to 1000")
+    print(tables(options.model, options.classes), end="")
     return DONE
 
 

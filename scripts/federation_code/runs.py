@@ -22,6 +22,7 @@ from utils_.errors import UserError
 
 DONE, FAILED = 0, 1
 COMPLETED = "finished:completed"
+PATHS = ("data-dir", "save-dir", "cache-dir", "split-file", "config", "resume")
 
 
 def run_to_its_end(folder: Path, settings: str) -> int:
@@ -33,13 +34,14 @@ def run_to_its_end(folder: Path, settings: str) -> int:
     Raises:
         UserError: a setting is wrong, or SuperLink does not run.
     """
-    refuse_wrong(settings)
+    if "save-dir" not in refuse_wrong(settings):
+        settings = f"{settings} save-dir='{folder.resolve() / 'save'}'".strip()
     if not running(folder, SUPERLINK):
         raise UserError(f"{folder}: SuperLink does not run; start it with start-server")
     if (folder / CODE_KEY).exists():
         sign_code(folder, ROOT)
-    options = ("--run-config", settings) if settings else ()
-    number = flwr(folder, "run", str(ROOT), CONNECTION, *options, "--format", "json")["run-id"]
+    words = ("run", str(ROOT), CONNECTION, "--run-config", settings, "--format", "json")
+    number = flwr(folder, *words)["run-id"]
     print(
         f"run {number}; if this is interrupted it goes on: flwr stop {number} ends it", flush=True
     )
@@ -52,11 +54,11 @@ def run_to_its_end(folder: Path, settings: str) -> int:
     return FAILED
 
 
-def refuse_wrong(settings: str) -> None:
-    """Say what is wrong with settings before a run is started.
+def refuse_wrong(settings: str) -> set[str]:
+    """Say what is wrong with settings before a run is started; return which are given.
 
     Raises:
-        UserError: what the command line would say.
+        UserError: what the command line would say, or a path that is not in full.
     """
     from flwr.common.config import parse_config_args
 
@@ -70,6 +72,10 @@ def refuse_wrong(settings: str) -> None:
             f"settings {settings}: cannot be read; texts stand in quotes, such as "
             "\"method='fednml' rounds=5\""
         ) from error
+    for key in PATHS:
+        if key in told and not Path(str(told[key])).is_absolute():
+            raise UserError(f"{key}='{told[key]}': give the path in full; Flower starts elsewhere")
     given, commands, _ = read_run_config(told)
     if "resume" not in commands:
         resolve(given)
+    return set(told)

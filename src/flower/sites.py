@@ -140,9 +140,10 @@ class Sites:
                 self._found[node] = _as_registered(self._who(answer), present[node])
                 self._told.pop(node, None)
             except BadRecord as error:
-                if self._told.get(node) != str(error):  # said once, not at every look
-                    logger.warning("a node cannot take part: %s", error)
-                self._told[node] = str(error)
+                text = _named(str(error), present[node])
+                if self._told.get(node) != text:  # said once, not at every look
+                    logger.warning("a node cannot take part: %s", text)
+                self._told[node] = text
         return self._look_at_seats()
 
     def _who(self, answer: RecordDict | str) -> SiteTable | int:
@@ -247,6 +248,11 @@ def _as_registered(who: SiteTable | int, registered: str) -> SiteTable | int:
     if isinstance(who, SiteTable) and registered and who.name != registered:
         raise BadRecord(f"site {registered}: it answers in the name of the site {who.name[:100]}")
     return who
+
+
+def _named(text: str, registered: str) -> str:
+    """With the name of the site whose key it was, where the text has none and keys have names."""
+    return text if not registered or text.startswith("site ") else f"site {registered}: {text}"
 
 
 def merged_sums(tables: tuple[SiteTable, ...]) -> np.ndarray:
