@@ -43,7 +43,7 @@ def _show(words: Sequence[str]) -> int:
     parser = Parser(description=__doc__, prog="demo.sh")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="is made, and must be new")
     parser.add_argument("--rounds", type=int, default=5, help="of training (5)")
-    parser.add_argument("--images", type=int, default=180, help="a third is for the test (180)")
+    parser.add_argument("--images", type=int, default=240, help="a third is for the test (240)")
     options = parser.parse_args(words)
     if options.folder.exists():
         raise UserError(f"{options.folder}: exists; name a new folder")
@@ -106,7 +106,7 @@ class Demo:
         """The run, one node of which is killed in its third round and started again later."""
         settings = (
             f"method='fednml' clients={len(HOSPITALS)} rounds={self.rounds} warmup-rounds=1 "
-            f"local-epochs=1 model='small' image-size=32 min-clients=2 round-timeout=90 "
+            f"local-epochs=5 lr=0.002 model='small' image-size=32 min-clients=2 round-timeout=90 "
             f"dataset='csv' data-dir='{self.data / 'server'}' ignore-columns='{NO_FINDINGS}' "
             f"save-dir='{self.folder / 'save'}'"
         )
