@@ -32,8 +32,10 @@ from utils_.script import Parser, end_with, exit_code
 from utils_.side_by_side import signals_interrupt
 
 DONE, LEFT = 0, 1
-NODE_SETTINGS = ("state-dir", "cache-dir", "device", "ignore-columns", "label-format")
-NODE_SETTINGS += ("uncertain", "combine")
+FOLDERS, NUMBERS = ("state-dir", "cache-dir"), ("worker-idle", "fewest-cases")
+TEXTS = ("device", "ignore-columns", "label-format", "uncertain", "combine")
+SWITCHES = ("skip-bad-images", "allow-duplicates")
+NODE_SETTINGS = (*FOLDERS, *NUMBERS, *TEXTS, *SWITCHES)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -110,8 +112,12 @@ def _site_options(add: Callable[..., argparse.Action]) -> None:
     add("--name", required=True, help="of the site, as the server has added it")
     add("--server", required=True, metavar="HOST:PORT", help="of the proxy")
     add("--data-dir", required=True, metavar="DIR", help="the site's images and label files")
-    for name in NODE_SETTINGS:
+    for name in (*FOLDERS, *TEXTS):
         add(f"--{name}", metavar="VALUE", help="of the node, see docs/deployment.md")
+    for name in NUMBERS:
+        add(f"--{name}", type=int, metavar="N", help="of the node, see docs/deployment.md")
+    for name in SWITCHES:
+        add(f"--{name}", action="store_true", help="as on the command line of the main job")
     add("--port", type=int, help="of the SuperNode on loopback (a free one)")
     add("--insecure", action="store_true", help="no key, no TLS: loopback only")
     add("--wait", action="store_true", help="stay until it ends, or is ended; then end all")
@@ -185,12 +191,11 @@ def _start_site(options: argparse.Namespace) -> int:
 
 
 def _begin_site(options: argparse.Namespace) -> None:
-    settings = {"data-dir": str(Path(options.data_dir).resolve())}
+    settings: dict[str, str | int] = {"data-dir": str(Path(options.data_dir).resolve())}
     for name in NODE_SETTINGS:
         value = getattr(options, name.replace("-", "_"))
-        if value is not None:
-            is_folder = name.endswith("-dir")
-            settings[name] = str(Path(value).resolve()) if is_folder else value
+        if value is not None and value is not False:
+            settings[name] = str(Path(value).resolve()) if name in FOLDERS else value
     said = site.start_site(
         options.folder,
         options.name,

@@ -46,7 +46,7 @@ def start_site(
     name: str,
     *,
     server: str,
-    settings: Mapping[str, str],
+    settings: Mapping[str, str | int],
     port: int | None,
     insecure: bool,
 ) -> str:
@@ -65,7 +65,7 @@ def start_site(
     program, (host, number) = find_program("flower-supernode"), split_address(server)
     if running(folder, SITE):
         raise UserError(f"{folder}: its site runs already; end it with stop")
-    if not Path(settings["data-dir"]).is_dir():
+    if not Path(str(settings["data-dir"])).is_dir():
         raise UserError(f"--data-dir {settings['data-dir']}: no such folder")
     if port is not None:
         refuse_taken(port, "--port")
@@ -164,16 +164,18 @@ def split_address(server: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def node_config(settings: Mapping[str, str]) -> str:
+def node_config(settings: Mapping[str, str | int]) -> str:
     """What ``--node-config`` takes.
 
     Raises:
         UserError: a value holds what Flower cannot read.
     """
     for key, value in settings.items():
-        if any(sign in value for sign in "\"'\n\\"):
+        if any(sign in str(value) for sign in "\"'\n\\"):
             raise UserError(f"{key}={value}: Flower takes no quotes and no backslashes here")
-    return " ".join(f'{key}="{value}"' for key, value in settings.items())
+    quoted = {key: f'"{value}"' for key, value in settings.items() if isinstance(value, str)}
+    plain = {key: str(value).lower() for key, value in settings.items()}  # true, 5
+    return " ".join(f"{key}={value}" for key, value in (plain | quoted).items())
 
 
 def _begun(log: Path, process: int, before: int) -> str:

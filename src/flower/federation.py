@@ -26,7 +26,14 @@ from src.flower.held_out import (
     scores_from_arrays,
 )
 from src.flower.own_data import SiteTable, held_out_part, own_scenario, with_sites
-from src.flower.records import BadRecord, extras, from_broadcast, head, to_report
+from src.flower.records import (
+    BadRecord,
+    extras,
+    from_broadcast,
+    head,
+    refuse_oversized,
+    to_report,
+)
 from src.flower.sites import Sites, SitesGone, merged_sums
 from src.flower.words import EVALUATE, HEAD, INTRODUCE, OVER, TRAIN_ROUND
 from src.job import Engine, data_options
@@ -207,6 +214,7 @@ class SiteRunner:
             try:
                 if isinstance(answer, str):
                     raise BadRecord(answer)
+                refuse_oversized(answer)
                 told, classes = extras(answer), len(self._sites.told["classes"])
                 size += sum(array.nbytes for array in told.values())
                 parts = [part for part in PARTS if any(name.startswith(part) for name in told)]

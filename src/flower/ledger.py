@@ -8,12 +8,13 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Metadata, RecordDict
 
+from src.flower.node import Node
 from src.flower.words import FAULT, HEAD
+from utils_.errors import UserError
 
 LEDGER = "sent.csv"  # in the site's state folder
 COLUMNS = ("time", "message", "round", "name", "type", "shape", "bytes")
@@ -41,9 +42,13 @@ def note_departure(records: RecordDict, config: Mapping[str, Any], about: Metada
     Raises:
         OSError: the record cannot be written, and then nothing may leave.
     """
-    if "data-dir" not in config or "partition-id" in config:
+    try:
+        node = Node.read(config)
+    except UserError:
+        return  # its answer says which setting is wrong, and nothing else
+    if node.partition is not None:
         return
-    folder = Path(str(config.get("state-dir", Path(str(config["data-dir"])) / ".fednml")))
+    folder = node.state_root("")
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     text, path = io.StringIO(), folder / LEDGER

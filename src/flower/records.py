@@ -20,6 +20,7 @@ from src.messages import Arrays, Broadcast, Report
 
 NUMBERS = "biuf"  # kinds of NumPy types that a message may hold
 NUMPY = "numpy.ndarray"  # how Flower marks the bytes of numpy.save
+SMALL = 2**20  # bytes of an answer without a model
 MOST_NAMES, LONGEST_NAME = 200, 100  # of the arrays and logs of a report
 
 
@@ -59,7 +60,7 @@ def to_report(records: RecordDict, *, most: int | None = None) -> Report:
     Raises:
         BadRecord: they hold something else. Shapes and values are the server's to judge.
     """
-    _refuse_oversized(records, most)
+    refuse_oversized(records, most)
     model, extras = _arrays_in(records)
     client, samples = _number(records, "client", whole=True), _number(records, "samples")
     if not 0 < samples < 2**53:
@@ -101,7 +102,12 @@ def unpack(record: ArrayRecord) -> Arrays:
     return {name: _numbers(name, array) for name, array in record.items()}
 
 
-def _refuse_oversized(records: RecordDict, most: int | None) -> None:
+def refuse_oversized(records: RecordDict, most: int | None = SMALL) -> None:
+    """Stop before anything is decoded; an answer without a model is small.
+
+    Raises:
+        BadRecord: the arrays have more than ``most`` bytes, or there are too many names.
+    """
     arrays = [array for record in records.array_records.values() for array in record.values()]
     size = sum(len(array.data) for array in arrays)
     if most is not None and size > most:

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from src.config import Config
 from src.flower.own_data import SiteTable
-from src.flower.records import BadRecord, extras, head
+from src.flower.records import BadRecord, extras, head, refuse_oversized
 from src.flower.run_config import Patience
 from src.flower.words import FAULT, HEAD, JOIN
 from src.messages import CLASS_COUNTS, Report
@@ -164,6 +164,7 @@ class Sites:
                     "them equal"
                 )
             return number
+        refuse_oversized(answer)
         arrays = extras(answer)
         images, held_out = told.get("images"), told.get("held-out", 0)
         if not isinstance(name, str) or {type(images), type(held_out)} != {int}:

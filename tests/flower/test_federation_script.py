@@ -174,6 +174,23 @@ def test_refusals_are_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["D"]
 
 
+def test_a_node_can_be_told_all_that_is_its_own() -> None:
+    pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]'")
+    from flwr.common.config import parse_config_args
+
+    from src.flower import node
+
+    keys = {*node.NODE_KEYS, *node.LOCAL, *node.LOCAL_FORMS}
+    given = {"site", "data_dir", "partition_id", "num_partitions"}  # otherwise, or not at all
+    assert {name.replace("-", "_") for name in federation.NODE_SETTINGS} == keys - given
+    told = {"site": "north", "data-dir": "/a b", "worker-idle": 1, "allow-duplicates": True}
+    read = parse_config_args([site.node_config(told)])
+    assert read == told and read["allow-duplicates"] is True
+    assert node.Node.read(read).idle == 1
+    with pytest.raises(UserError, match="no quotes"):
+        site.node_config({"site": 'a" partition-id="0'})
+
+
 def test_what_is_absent_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy.shutil, "which", lambda name, path: None)
     with pytest.raises(UserError, match=r"nginx: not found; install it .*--without-proxy"):
