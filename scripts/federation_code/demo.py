@@ -106,7 +106,7 @@ class Demo:
         """The run, one node of which is killed in its third round and started again later."""
         settings = (
             f"method='fednml' clients={len(HOSPITALS)} rounds={self.rounds} warmup-rounds=1 "
-            f"local-epochs=5 lr=0.002 model='small' image-size=32 min-clients=2 round-timeout=90 "
+            f"local-epochs=5 lr=0.002 model='small' image-size=32 min-clients=2 round-timeout=240 "
             f"dataset='csv' data-dir='{self.data / 'server'}' ignore-columns='{NO_FINDINGS}' "
             f"save-dir='{self.folder / 'save'}'"
         )

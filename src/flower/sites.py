@@ -223,12 +223,14 @@ class Sites:
         asked = [*self._grid.push_messages(messages)]
         pending = {message: node for message, node in zip(asked, records, strict=True) if message}
         pause = FIRST_POLL
-        while pending and time.monotonic() < deadline:
+        while pending:  # asked once at least, however long the sending took
             for reply in self._grid.pull_messages([*pending]):
                 node = pending.pop(reply.metadata.reply_to_message_id, None)
                 if node is not None:
                     waiting.discard(node)
                     yield node, _content(reply)
+            if time.monotonic() >= deadline:
+                break
             if pending:  # each look costs both ends some milliseconds; long rounds can wait
                 time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
                 pause = min(1.1 * pause, LAST_POLL)
