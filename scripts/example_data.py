@@ -66,11 +66,11 @@ def write(folder: Path, *, count: int) -> None:
         Image.fromarray(image).save(folder / "images" / name)
     rows = np.arange(count)
     given = observe(true, site)
-    _write(folder / "train_data.csv", label_lines(names, given, rows[~test]))
-    _write(folder / "test_data.csv", label_lines(names, true, rows[test]))
-    _write(folder / "groups.csv", group_lines(names, site, test))
+    write_lines(folder / "train_data.csv", label_lines(names, given, rows[~test]))
+    write_lines(folder / "test_data.csv", label_lines(names, true, rows[test]))
+    write_lines(folder / "groups.csv", group_lines(names, site, test))
     again = derive(SEED, "adjudicated").random(count) < ADJUDICATED
-    _write(folder / "true_data.csv", truth_lines(names, true, rows[again & ~test]))
+    write_lines(folder / "true_data.csv", truth_lines(names, true, rows[again & ~test]))
 
 
 def draw_images(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,7 +133,8 @@ def _cell(label: float) -> str:
     return "" if np.isnan(label) else str(int(label))
 
 
-def _write(path: Path, lines: Sequence[str]) -> None:
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write lines as Excel does on a German machine."""
     path.write_bytes("\r\n".join([*lines, ""]).encode("cp1252"))
 
 

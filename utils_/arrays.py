@@ -20,11 +20,15 @@ class Expected:
         axes: how long each axis is: a number, or a name for it.
         unknown: whether NaN may stand for what is not known.
         optional: whether the array may be absent.
+        meaning: for whoever asks what leaves a site.
+        item_bytes: of one number, as honest sites send it.
     """
 
     axes: tuple[int | str, ...]
     unknown: bool = False
     optional: bool = False
+    meaning: str = ""
+    item_bytes: int = 4
 
 
 def all_finite(vector: Tensor, *, most: float = np.inf) -> bool:

@@ -18,8 +18,12 @@ NOT_HEARD, CLEAN, NOISY = -1, 0, 1
 REPLICATES = 99  # of a site's images, drawn with replacement
 NOISY_SPREAD = 0.1  # standard deviation of noisy sites' rates of wrong labels
 TOLD = {  # what a site reports, once
-    "losses": Expected((2, "classes"), unknown=True, optional=True),
-    "evidence": Expected((2 + REPLICATES, 2, "classes"), optional=True),
+    "losses": Expected(
+        (2, "classes"), unknown=True, optional=True, meaning="mean loss of each class's labels"
+    ),
+    "evidence": Expected(
+        (2 + REPLICATES, 2, "classes"), optional=True, meaning="how sure these losses are"
+    ),
 }
 
 

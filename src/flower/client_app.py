@@ -8,6 +8,7 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from src.flower.ledger import noted
 from src.flower.own_log import show_log
 from src.flower.resident import answered
 
@@ -19,7 +20,7 @@ def answer_message(message: Message, context: Context) -> Message:
     show_log()
     about = message.metadata
     records = answered(about.message_type, message.content, context.node_config, seconds=about.ttl)
-    return Message(records, reply_to=message)
+    return Message(noted(records, context.node_config, about), reply_to=message)
 
 
 for register in (app.query("join"), app.query("introduce"), app.train(), app.evaluate()):

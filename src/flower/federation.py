@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 
+from src.aggregation import Frame
 from src.attacks import Attack
 from src.client import Client
 from src.config import Config
@@ -24,7 +26,14 @@ from src.flower.held_out import (
     scores_from_arrays,
 )
 from src.flower.own_data import SiteTable, held_out_part, own_scenario, with_sites
-from src.flower.records import BadRecord, extras, from_broadcast, head, to_report
+from src.flower.records import (
+    BadRecord,
+    extras,
+    from_broadcast,
+    head,
+    refuse_oversized,
+    to_report,
+)
 from src.flower.sites import Sites, SitesGone, merged_sums
 from src.flower.words import EVALUATE, HEAD, INTRODUCE, OVER, TRAIN_ROUND
 from src.job import Engine, data_options
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
 
 HEARD = "flower.heard"  # in the server's memory: (K,) bool, who has reported before
 AT_SITES = "flower.at_sites"  # in the server's memory: the latest evaluation at the sites
+HEADERS = 64 * 1024  # bytes: headers of arrays, and arrays of a few numbers a class
 NOTES = "federation.json"  # in the run's folder: its token, and what hospitals told
 logger = logging.getLogger("fednml")
 
@@ -204,6 +214,7 @@ class SiteRunner:
             try:
                 if isinstance(answer, str):
                     raise BadRecord(answer)
+                refuse_oversized(answer)
                 told, classes = extras(answer), len(self._sites.told["classes"])
                 size += sum(array.nbytes for array in told.values())
                 parts = [part for part in PARTS if any(name.startswith(part) for name in told)]
@@ -243,11 +254,10 @@ class SiteRunner:
         if isinstance(answer, str):
             return self._left_out(client, round, answer)
         try:
-            report = to_report(answer)
+            report = to_report(answer, most=most_bytes(self._server.frame))
+            self._sites.compare(client, report)
         except BadRecord as error:
             return self._left_out(client, round, str(error))
-        if report.client != client:
-            return self._left_out(client, round, "it answers for another site")
         if "loss" not in report.logs:
             report.logs["loss"] = float("nan")
         return report
@@ -260,6 +270,17 @@ class SiteRunner:
 
     def close(self) -> None:
         """The sites stay; other runs may come."""
+
+
+def most_bytes(frame: Frame) -> int:
+    """What the arrays of a report may have, and some room for their headers."""
+    lengths = frame.layout.lengths
+    axes = [expected.axes for expected in frame.expected.values()]
+    numbers = sum(
+        prod(lengths.get(str(axis), 1) if isinstance(axis, str) else axis for axis in one)
+        for one in axes
+    )
+    return frame.model.numel() * frame.model.element_size() + 8 * numbers + HEADERS
 
 
 class SimulatedEngine(Engine):

@@ -22,6 +22,8 @@ from utils_.labels import LabelState
 from utils_.priors import class_counts
 from utils_.scenario import Scenario
 
+MOST_IMAGES = 2_000_000  # at a site: the server makes a row for each
+
 
 class SiteFault(UserError):
     """Why a site cannot take part, in words that may leave it: no file, no image, no label."""
@@ -49,8 +51,10 @@ class SiteTable:
 
     def fault(self, classes: int) -> str | None:
         """What is wrong with it, as the end of a sentence."""
-        if not self.name or len(self.name) > 100 or self.images < 1 or self.held_out < 0:
-            return "it has no name or no images"
+        if not self.name or len(self.name) > 100 or not self.name.isprintable():
+            return "it has no name"
+        if not (1 <= self.images <= MOST_IMAGES and 0 <= self.held_out <= MOST_IMAGES):
+            return f"it has {self.images} images instead of 1 to {MOST_IMAGES:,}"
         counts = (self.positives, self.annotated)
         if any(c.shape != (classes,) or c.dtype.kind not in "iu" for c in counts):
             return "its counts are not one number a class"

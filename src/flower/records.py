@@ -20,6 +20,8 @@ from src.messages import Arrays, Broadcast, Report
 
 NUMBERS = "biuf"  # kinds of NumPy types that a message may hold
 NUMPY = "numpy.ndarray"  # how Flower marks the bytes of numpy.save
+SMALL = 2**20  # bytes of an answer without a model
+MOST_NAMES, LONGEST_NAME = 200, 100  # of the arrays and logs of a report
 
 
 class BadRecord(ValueError):
@@ -49,12 +51,16 @@ def from_report(report: Report) -> RecordDict:
     return RecordDict({HEAD: head, LOGS: logs, **_arrays_out(report.model, report.extras)})
 
 
-def to_report(records: RecordDict) -> Report:
+def to_report(records: RecordDict, *, most: int | None = None) -> Report:
     """The report in the records of :func:`from_report`.
+
+    Args:
+        most: bytes that its arrays may have; what has more is not decoded.
 
     Raises:
         BadRecord: they hold something else. Shapes and values are the server's to judge.
     """
+    refuse_oversized(records, most)
     model, extras = _arrays_in(records)
     client, samples = _number(records, "client", whole=True), _number(records, "samples")
     if not 0 < samples < 2**53:
@@ -94,6 +100,21 @@ def unpack(record: ArrayRecord) -> Arrays:
         BadRecord: one of them is no array of numbers, or not as long as it claims.
     """
     return {name: _numbers(name, array) for name, array in record.items()}
+
+
+def refuse_oversized(records: RecordDict, most: int | None = SMALL) -> None:
+    """Stop before anything is decoded; an answer without a model is small.
+
+    Raises:
+        BadRecord: the arrays have more than ``most`` bytes, or there are too many names.
+    """
+    arrays = [array for record in records.array_records.values() for array in record.values()]
+    size = sum(len(array.data) for array in arrays)
+    if most is not None and size > most:
+        raise BadRecord(f"its arrays have {size:,} bytes, and {most:,} are the most")
+    names = [name for record in records.values() for name in record]
+    if len(names) > MOST_NAMES or any(len(name) > LONGEST_NAME for name in names):
+        raise BadRecord(f"it has more than {MOST_NAMES} names, or one of {LONGEST_NAME} letters")
 
 
 def _arrays_out(model: Tensor, extras: Arrays) -> dict[str, ArrayRecord]:

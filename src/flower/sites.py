@@ -15,9 +15,10 @@ from flwr.serverapp import Grid
 
 from src.config import Config
 from src.flower.own_data import SiteTable
-from src.flower.records import BadRecord, extras, head
+from src.flower.records import BadRecord, extras, head, refuse_oversized
 from src.flower.run_config import Patience
 from src.flower.words import FAULT, HEAD, JOIN
+from src.messages import CLASS_COUNTS, Report
 from utils_.errors import UserError, some
 from utils_.site_names import SiteNames
 
@@ -110,20 +111,39 @@ class Sites:
         for node, answer in self._exchange(kind, records, group):
             yield where[node], answer
 
+    def compare(self, client: int, report: Report) -> None:
+        """Hold a report against what its site told when it joined.
+
+        Raises:
+            BadRecord: it is another's, or tells other numbers.
+        """
+        if report.client != client:
+            raise BadRecord("it answers for another site")
+        if not self.tables:
+            return
+        table = self.tables[client]
+        if report.samples != table.images:
+            raise BadRecord(f"it now has {report.samples:g} images, and joined with {table.images}")
+        counts = report.extras.get(CLASS_COUNTS)
+        told = np.stack([table.positives, table.annotated])
+        if counts is not None and not np.array_equal(counts, told):
+            raise BadRecord("its counts of classes are not those with which it joined")
+
     def _look(self) -> int:
         """Ask new nodes who they are; return how many seats are taken."""
-        present = set(self._grid.get_node_ids())
+        present = {node.node_id: node.name for node in self._grid.get_nodes()}
         self._found = {node: who for node, who in self._found.items() if node in present}
-        strangers = sorted(present - self._found.keys())
+        strangers = sorted(present.keys() - self._found.keys())
         hello = {node: RecordDict({HEAD: ConfigRecord(self.told)}) for node in strangers}
         for node, answer in self._exchange(JOIN, hello, "join"):
             try:
-                self._found[node] = self._who(answer)
+                self._found[node] = _as_registered(self._who(answer), present[node])
                 self._told.pop(node, None)
             except BadRecord as error:
-                if self._told.get(node) != str(error):  # said once, not at every look
-                    logger.warning("a node cannot take part: %s", error)
-                self._told[node] = str(error)
+                text = _named(str(error), present[node])
+                if self._told.get(node) != text:  # said once, not at every look
+                    logger.warning("a node cannot take part: %s", text)
+                self._told[node] = text
         return self._look_at_seats()
 
     def _who(self, answer: RecordDict | str) -> SiteTable | int:
@@ -144,9 +164,10 @@ class Sites:
                     "them equal"
                 )
             return number
+        refuse_oversized(answer)
         arrays = extras(answer)
         images, held_out = told.get("images"), told.get("held-out", 0)
-        if not isinstance(name, str) or not isinstance(images, int) or type(held_out) is not int:
+        if not isinstance(name, str) or {type(images), type(held_out)} != {int}:
             raise BadRecord("it does not say who it is")
         try:
             positives, annotated, pixels = (
@@ -202,12 +223,14 @@ class Sites:
         asked = [*self._grid.push_messages(messages)]
         pending = {message: node for message, node in zip(asked, records, strict=True) if message}
         pause = FIRST_POLL
-        while pending and time.monotonic() < deadline:
+        while pending:  # asked once at least, however long the sending took
             for reply in self._grid.pull_messages([*pending]):
                 node = pending.pop(reply.metadata.reply_to_message_id, None)
                 if node is not None:
                     waiting.discard(node)
                     yield node, _content(reply)
+            if time.monotonic() >= deadline:
+                break
             if pending:  # each look costs both ends some milliseconds; long rounds can wait
                 time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
                 pause = min(1.1 * pause, LAST_POLL)
@@ -219,6 +242,22 @@ class SitesGone(RuntimeError):
     """Too few sites are there, or have answered; the run can go on when they are back."""
 
 
+def _as_registered(who: SiteTable | int, registered: str) -> SiteTable | int:
+    """Who answers, if that is whose key it has; ``registered`` is empty where keys have no names.
+
+    Raises:
+        BadRecord: a site answers in another's name.
+    """
+    if isinstance(who, SiteTable) and registered and who.name != registered:
+        raise BadRecord(f"site {registered}: it answers in the name of the site {who.name[:100]}")
+    return who
+
+
+def _named(text: str, registered: str) -> str:
+    """With the name of the site whose key it was, where the text has none and keys have names."""
+    return text if not registered or text.startswith("site ") else f"site {registered}: {text}"
+
+
 def merged_sums(tables: tuple[SiteTable, ...]) -> np.ndarray:
     """(3, 3) sums of the pixels of all sites."""
     total: np.ndarray = np.sum([table.pixels for table in tables], axis=0)
@@ -227,7 +266,12 @@ def merged_sums(tables: tuple[SiteTable, ...]) -> np.ndarray:
 
 def _content(reply: Message) -> RecordDict | str:
     if reply.has_error():
-        return f"its node failed ({reply.error.reason})"
+        return f"its node failed ({_one_line(reply.error.reason)})"
     told: Any = reply.content.get(HEAD, {})
-    fault = told.get(FAULT)
-    return reply.content if fault is None else str(fault)[:500]
+    fault = told.get(FAULT) if isinstance(told, ConfigRecord) else None
+    return reply.content if fault is None else _one_line(fault)
+
+
+def _one_line(text: Any) -> str:
+    """What another machine says, so that it cannot pass for lines of our log."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)[:500]).split())

@@ -62,6 +62,7 @@ class Method:
     second_view: ClassVar[str] = ""  # "weak" or "strong" asks for another view of every batch
     true_labels: ClassVar[bool] = False  # a bound: its sites are given true, complete labels
     exchange: ClassVar[bool] = True  # False in a bound whose sites send and receive nothing
+    sees_each: ClassVar[str] = ""  # what the server compares of single sites; empty: it only sums
     # What after_local returns. A report whose arrays are otherwise is left out; of an array that is
     # not named here, one that holds more than finite numbers.
     reported: ClassVar[Mapping[str, Expected]] = {}
@@ -156,7 +157,10 @@ class SharedPriors(Method):
     with its latest report.
     """
 
-    reported: ClassVar = {name: Expected(("classes",)) for name in ("positives", "annotated")}
+    reported: ClassVar = {
+        "positives": Expected(("classes",), meaning="positive cells of each class"),
+        "annotated": Expected(("classes",), meaning="annotated cells of each class"),
+    }
 
     def prior(self, client: Client, message: Broadcast) -> np.ndarray:
         """(C,) share of positives: own annotated cells, else the other sites', NaN if nobody's."""

@@ -44,7 +44,10 @@ class CBAFed(SharedPriors):
     paper = "Li, Li and Wang, CVPR 2023"
     summary = "class-balanced thresholds for pseudo-labels, models weighted by labels in use"
     first_phase = True
-    reported: ClassVar = {**SharedPriors.reported, "used": Expected((2, "classes"))}
+    reported: ClassVar = {
+        **SharedPriors.reported,
+        "used": Expected((2, "classes"), meaning="cells trained on, absent and present"),
+    }
 
     @dataclass(frozen=True)
     class Params:

@@ -11,8 +11,7 @@ stage: sites of little noise train alone. Third: the others relabel, once, all t
 
 Differences from the paper and its release:
 
-- In the paper an iteration hands the model from client to client. Here all sites train at once and
-  are averaged, or it would take K rounds (``at_once=0`` does).
+- The paper hands a model from client to client (``at_once=0``). Here all train at once, for speed.
 - Stages are shares of the rounds after the warm-up, those of a client's trainings on CIFAR-100.
 - A mixture splits alike sites as well. All sites have noise 0 unless the two groups lie farther
   apart than chance puts alike sites in all but ``alpha`` of cases (published: 1).
@@ -59,9 +58,10 @@ class FedCorr(Method):
     paper = "Xu et al., CVPR 2022"
     summary = "noisy sites by LID, relabelling, fine-tuning on clean sites, then all"
     first_phase = True
+    sees_each = "each site's dimensionality and noise level"
     reported: ClassVar = {
-        "lid": Expected((2,), unknown=True, optional=True),
-        "noise_level": Expected((), optional=True),
+        "lid": Expected((2,), unknown=True, optional=True, item_bytes=8, meaning="mean LIDs"),
+        "noise_level": Expected((), optional=True, item_bytes=8, meaning="share of noisy images"),
     }
 
     @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class FedELC(Method):
     paper = "Jiang et al., CIKM 2024"
     summary = "finds noisy sites, which learn their labels by gradient"
     first_phase = True
+    sees_each = "class losses of each site, and how far its model is from others"
     reported: ClassVar = TOLD
 
     @dataclass(frozen=True)

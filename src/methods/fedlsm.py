@@ -32,7 +32,7 @@ from torch import Tensor
 
 from src.aggregation import HeadMean
 from src.losses import masked_bce
-from src.methods.base import Arrays, Method, param
+from src.methods.base import Arrays, Method, SharedPriors, param
 from utils_.arrays import Expected
 from utils_.priors import class_counts
 
@@ -51,7 +51,8 @@ class FedLSM(Method):
     summary = "EMA teacher, MixUp of uncertain images, class-wise aggregation of the head"
     second_view = "strong"
     reported: ClassVar = {
-        name: Expected(("classes",)) for name in ("seen", "positives", "annotated")
+        "seen": Expected(("classes",), meaning="positives of each class, pseudo-labels included"),
+        **SharedPriors.reported,
     }
 
     @dataclass(frozen=True)

@@ -56,9 +56,13 @@ class FedMLP(SharedPriors):
     second_view = "weak"
     reported: ClassVar = {
         **SharedPriors.reported,
-        "prototypes": Expected((2, "classes", "features"), optional=True),
-        "sure": Expected(("classes",), optional=True),
-        "missing": Expected(("classes",), optional=True),
+        "prototypes": Expected(
+            (2, "classes", "features"),
+            optional=True,
+            meaning="mean features of images with and without each class",
+        ),
+        "sure": Expected(("classes",), optional=True, meaning="missing cells predicted surely"),
+        "missing": Expected(("classes",), optional=True, meaning="missing cells of each class"),
     }
 
     @dataclass(frozen=True)

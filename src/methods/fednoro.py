@@ -56,6 +56,7 @@ class FedNoRo(Method):
     paper = "Wu et al., IJCAI 2023"
     summary = "finds noisy sites, which are distilled into and averaged by distance"
     first_phase = True
+    sees_each = "class losses of each site, and how far its model is from others"
     reported: ClassVar = TOLD
 
     @dataclass(frozen=True)

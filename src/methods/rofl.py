@@ -58,8 +58,8 @@ class RoFL(Method):
     summary = "shared class centroids judge labels, global pseudo-labels replace them"
     first_phase = True
     reported: ClassVar = {
-        "sums": Expected((2, "classes", "features")),
-        "counts": Expected((2, "classes")),
+        "sums": Expected((2, "classes", "features"), meaning="summed features of each class"),
+        "counts": Expected((2, "classes"), meaning="how many images these sums hold"),
     }
 
     @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class RSCFed(Method):
     summary = "mean of distance-weighted random groups; teacher consistency on missing cells"
     first_phase = True
     second_view = "weak"
+    sees_each = "how far each site's model is from random groups of others"
 
     @dataclass(frozen=True)
     class Params:

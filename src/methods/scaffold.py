@@ -46,7 +46,9 @@ class Scaffold(Method):
 
     paper = "Karimireddy et al., ICML 2020"
     summary = "control variates take the sites' drift out of their gradients"
-    reported: ClassVar = {"variate": Expected(("parameters",))}
+    reported: ClassVar = {
+        "variate": Expected(("parameters",), meaning="change of the site's control variate")
+    }
 
     @dataclass(frozen=True)
     class Params:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
 from src.flower.client_app import app
@@ -31,6 +32,7 @@ class FakeGrid:
         before: called before every sending, such as to take a node away.
         asked: (node, kind of message), in their order.
         farewells: (node, kind) of the messages that say to be a run's last to the site.
+        registered: {node: the site whose key it has}.
     """
 
     nodes: dict[int, dict[str, Any]]
@@ -38,10 +40,11 @@ class FakeGrid:
     before: Callable[[FakeGrid], None] = lambda grid: None
     asked: list[tuple[int, str]] = field(default_factory=list)
     farewells: list[tuple[int, str]] = field(default_factory=list)
+    registered: dict[int, str] = field(default_factory=dict)
     _replies: dict[str, Message] = field(default_factory=dict)
 
-    def get_node_ids(self) -> list[int]:
-        return [*self.nodes]
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node, name=self.registered.get(node)) for node in self.nodes]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         return [self._push(message) for message in messages]

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny import call_main, command, write_csv_dataset
 
@@ -16,7 +15,6 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flow
 
 from cut_sites import hospitals, model_of, pooled_hospitals, run_config, server_folder
 from fake_grid import FakeGrid, partitions
-from flwr.app import Array, Message
 
 from src.flower.server_app import run_federation
 from src.job import RunFailed
@@ -81,57 +79,6 @@ def test_too_few_sites_end_the_run_and_it_can_go_on(data: Path, tmp_path: Path) 
     grid.tamper = lambda node, reply: reply  # all sites have trained in round 1 already
     run_federation(grid, {"resume": str(folder)})
     assert model_of(tmp_path / "broken") == model_of(tmp_path / "whole")
-
-
-def spoil(reply: Message, record: str, name: str, array: np.ndarray) -> Message:
-    reply.content[record][name] = Array(array)
-    return reply
-
-
-def longer(reply: Message) -> Message:
-    return spoil(reply, "model", "model", np.zeros(10**6, np.float32))
-
-
-def not_finite(reply: Message) -> Message:
-    model = reply.content["model"]["model"].numpy()
-    return spoil(reply, "model", "model", np.full_like(model, np.nan))
-
-
-def bad_extra(reply: Message) -> Message:
-    return spoil(reply, "extras", "positives", np.full(4, np.inf, np.float32))
-
-
-def as_another(reply: Message) -> Message:
-    reply.content["head"]["client"] = 2
-    return reply
-
-
-def empty(reply: Message) -> Message:
-    for name in [*reply.content]:
-        del reply.content[name]
-    return reply
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (longer, "its model has shape"),
-        (not_finite, "not finite"),
-        (bad_extra, "positives"),
-        (as_another, "it answers for another site"),
-        (empty, "it lacks the record"),
-    ],
-)
-def test_reports_that_cannot_be_used(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, reason: str
-) -> None:
-    grid = FakeGrid(partitions(3, tmp_path))
-    grid.tamper = lambda node, reply: (
-        change(reply) if node == 999 and grid.asked[-1][1] == "train" else reply
-    )
-    one_run(data, tmp_path / "save", grid, rounds=1, warmup_rounds=0)
-    assert rows_of(tmp_path / "save", "rejected") == [1]
-    assert re.search(f"client 1 is left out: .*{reason}", caplog.text)
 
 
 @pytest.fixture(scope="module")
