@@ -15,7 +15,7 @@ def require_flower() -> None:
         UserError: it is not, or cannot be on this Python.
     """
     if sys.version_info < (3, 11):
-        here = f"{sys.version_info.major}.{sys.version_info.minor}"
+        here = ".".join(map(str, sys.version_info[:2]))
         raise UserError(
             f"Flower 1.42 needs Python 3.11 or later and this is {here}: make an environment of "
             "its own with such a Python (docs/deployment.md); what needs no Flower works here"
