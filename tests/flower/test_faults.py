@@ -147,7 +147,9 @@ def test_a_bad_day(federation: Loopback, tmp_path: Path, small_disk: Path) -> No
     fill(small_disk)
     full = run.one_missing(since=there + 1)
     assert "No space left on device" in federation.log("node0")
-    assert "cannot be written" in federation.log("run")
+    wait_until(  # the server's log comes later than its rows
+        lambda: "cannot be written" in federation.log("run"), seconds=60, what="the reason"
+    )
     kept = made_from(states[0])[0]
     assert kept <= full
     (small_disk / "filler").unlink()
