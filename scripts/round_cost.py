@@ -25,7 +25,8 @@ from scripts.bench.loopback import Loopback
 from src.flower import require_flower
 from src.methods import method_class, method_names
 from utils_.errors import UserError
-from utils_.script import Parser, end_with
+from utils_.script import Parser, end_with, exit_code
+from utils_.side_by_side import signals_interrupt
 
 ENGINES = ("process", "simulation", "deployment")
 IMAGES = 25  # a site
@@ -43,13 +44,14 @@ SMALL: dict[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit code: 0, or 2 with one line on stderr."""
-    try:
-        options = _parse(arguments)
-        for line in byte_table(options) if options.bytes else cost_table(options):
-            print(line, flush=True)
-    except UserError as error:
-        print(f"round_cost: {error}", file=sys.stderr)
-        return 2
+    signals_interrupt()  # whatever ends this ends the processes that it has started
+    ended = "nothing is left behind"
+    return exit_code(lambda: _print(_parse(arguments)), name="round_cost", interrupted=ended)
+
+
+def _print(options: argparse.Namespace) -> int:
+    for line in byte_table(options) if options.bytes else cost_table(options):
+        print(line, flush=True)
     return 0
 
 
