@@ -105,6 +105,9 @@ class Loopback:
         """
         for process in self._sessions.values():
             process.terminate()
+        inside = {pid for pid, own in _sessions_now().items() if own in self._all_sessions()}
+        for pid in self._detached([*inside]):
+            _signal(pid, signal.SIGTERM)
         wait_until(lambda: not self.processes(), seconds=seconds, what="the end of all processes")
 
     def run(self, settings: Mapping[str, Any], *, name: str = "run") -> subprocess.Popen[bytes]:
@@ -136,6 +139,7 @@ class Loopback:
         for process in self._sessions.values():
             process.poll()  # else it would stay as a zombie
         found = [pid for pid, session in _sessions_now().items() if session in wanted]
+        found += [] if name else self._detached(found)
         return [pid for pid in found if os.fsencode(of) in _command(pid)]
 
     def close(self) -> None:
@@ -148,6 +152,11 @@ class Loopback:
                 time.sleep(0.1)
         for process in self._sessions.values():
             process.wait()
+
+    def _detached(self, known: list[int]) -> list[int]:
+        """What Flower starts in sessions of their own: a SuperLink's SuperExec and ServerApps."""
+        mark = b"FLWR_HOME=" + os.fsencode(self.folder / "home") + b"\0"
+        return [pid for pid in _sessions_now() if pid not in known and mark in _environment(pid)]
 
     def _connect(self, more: str) -> None:
         home = self.folder / "home"
@@ -233,6 +242,13 @@ def _ticks(pid: int) -> int:
     except OSError:
         return 0
     return sum(map(int, fields[11:15]))
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def _command(pid: int) -> bytes:
