@@ -133,12 +133,19 @@ def saved_rounds(folder: Path) -> list[int]:
 
 
 def write_sealed(path: Path, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
-    """Write arrays and notes, which become JSON, atomically and with a checksum."""
+    """Write arrays and notes, which become JSON, atomically and with a checksum.
+
+    Raises:
+        OSError: it cannot be written; what was there before remains.
+    """
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = json.dumps(notes)
     metadata = {"progress": text, "checksum": _checksum(arrays, text)}
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata=metadata)
+        try:
+            save_file(arrays, temporary, metadata=metadata)
+        except SafetensorError as error:  # it has a word of its own for a full disk
+            raise OSError(str(error)) from error
 
 
 def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -5,7 +5,6 @@ Each process has a session of its own, so that whatever it starts is found and e
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -29,12 +28,10 @@ CONNECTION = (
     '[superlink]\ndefault = "loopback"\n[superlink.loopback]\n'
     'address = "127.0.0.1:{}"\ninsecure = true\n'
 )
-ENDED = "finished:"  # how `flwr list` says that a run is over
-
-
-def flower_present() -> bool:
-    """Whether Flower can be imported here."""
-    return importlib.util.find_spec("flwr") is not None
+SIMULATED = (
+    "options.num-supernodes = {}\noptions.backend.client-resources.num-cpus = 1\n"
+    "options.backend.client-resources.num-gpus = 0.0\n"
+)
 
 
 class Loopback:
@@ -49,14 +46,12 @@ class Loopback:
         self, folder: Path, *, environment: Mapping[str, Mapping[str, str]] | None = None
     ) -> None:
         """``environment`` has variables for processes by name."""
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.port = folder.absolute(), _free_port()
         self.logs: dict[str, Path] = {}
         self._environment = dict(environment or {})
         self._sessions: dict[str, subprocess.Popen[bytes]] = {}
-        self._gone: set[int] = set()  # sessions whose first process was ended
-        home = folder / "home"
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "config.toml").write_text(CONNECTION.format(self.port), encoding="utf-8")
+        self._gone: dict[str, int] = {}  # {name: session} whose first process was ended
+        self._connect("")
 
     def __enter__(self) -> Loopback:
         return self
@@ -64,18 +59,25 @@ class Loopback:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def start_superlink(self) -> None:
-        """Start the SuperLink, or start it again on the database of the one before."""
+    def start_superlink(self, *, simulated: int = 0) -> None:
+        """Start the SuperLink, or start it again on the database of the one before.
+
+        Args:
+            simulated: nodes that it starts itself, on one processor each; 0 for SuperNodes.
+        """
+        kind = ["--database", str(self.folder / "state.db")]
+        if simulated:
+            kind = ["--simulation", "--isolation", "subprocess"]
+            self._connect(SIMULATED.format(simulated))
         self._start(
             "superlink",
             *("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--database", str(self.folder / "state.db")),
-            "--disable-runtime-dependency-installation",
+            *("--disable-runtime-dependency-installation", *kind),
         )
         wait_until(lambda: _listens(self.port), seconds=60, what="the SuperLink's port")
 
     def start_node(self, name: str, config: Mapping[str, Any]) -> None:
-        """Start a SuperNode with this ``--node-config``."""
+        """Start a SuperNode with this ``--node-config``, or one that was killed again."""
         told = " ".join(f"{key}={_toml(value)}" for key, value in config.items())
         self._start(
             name,
@@ -83,12 +85,30 @@ class Loopback:
             *("--port", str(_free_port()), "--node-config", told),
         )
 
-    def kill(self, name: str, number: int = signal.SIGKILL, *, whole: bool = False) -> None:
-        """Send a signal to a process, or to all of its session, and wait for its end."""
+    def kill(self, name: str) -> None:
+        """Kill a process, as a loss of power would; not those that it has started."""
         process = self._sessions.pop(name)
-        self._gone.add(process.pid)
-        os.killpg(process.pid, number) if whole else process.send_signal(number)
-        process.wait(timeout=60)
+        self._gone[name] = process.pid
+        process.kill()
+        process.wait()
+
+    def send(self, name: str, number: int) -> None:
+        """Send a signal to a process and all that it has started."""
+        for pid in self.processes(name):
+            _signal(pid, number)
+
+    def stop(self, *, seconds: float = 60) -> None:
+        """Ask all to end, and wait until they, and all that they have started, are gone.
+
+        Raises:
+            TimeoutError: somebody stays.
+        """
+        for process in self._sessions.values():
+            process.terminate()
+        inside = {pid for pid, own in _sessions_now().items() if own in self._all_sessions()}
+        for pid in self._detached([*inside]):
+            _signal(pid, signal.SIGTERM)
+        wait_until(lambda: not self.processes(), seconds=seconds, what="the end of all processes")
 
     def run(self, settings: Mapping[str, Any], *, name: str = "run") -> subprocess.Popen[bytes]:
         """Start a run and follow it; its log is that of the server."""
@@ -96,32 +116,59 @@ class Loopback:
         command = ("flwr", "run", str(ROOT), "loopback", "--stream", "--run-config", told)
         return self._start(name, *command)
 
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        """Start any program as one of this federation's."""
+        return self._start(name, *command)
+
+    def processor_seconds(self) -> float:
+        """What all processes have used that live, and those that they have waited for."""
+        ticks = sum(_ticks(pid) for pid in self.processes())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def log(self, name: str) -> str:
         """What a process has said so far."""
         path = self.logs[name]
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def processes(self, name: str = "") -> list[int]:
-        """Processes of a session that live, or of all sessions of this federation."""
-        wanted = {self._sessions[name].pid} if name else self._all_sessions()
-        return [pid for pid, session in _sessions_now().items() if session in wanted]
+    def processes(self, name: str = "", *, of: str = "") -> list[int]:
+        """Those that live of a name, also after it was killed, or of all names.
+
+        ``of`` is a word of their command line.
+        """
+        wanted = {self._session(name)} if name else self._all_sessions()
+        for process in self._sessions.values():
+            process.poll()  # else it would stay as a zombie
+        found = [pid for pid, session in _sessions_now().items() if session in wanted]
+        found += [] if name else self._detached(found)
+        return [pid for pid in found if os.fsencode(of) in _command(pid)]
 
     def close(self) -> None:
         """End everything, politely first."""
-        for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-            for session in self._all_sessions():
-                for pid in [p for p, s in _sessions_now().items() if s == session]:
-                    _signal(pid, number)
-            deadline = time.monotonic() + seconds
+        for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+            for pid in self.processes():
+                _signal(pid, number)
+            deadline = time.monotonic() + 10 * (number == signal.SIGTERM)
             while self.processes() and time.monotonic() < deadline:
-                for process in self._sessions.values():
-                    process.poll()
                 time.sleep(0.1)
         for process in self._sessions.values():
-            process.wait(timeout=10)
+            process.wait()
+
+    def _detached(self, known: list[int]) -> list[int]:
+        """What Flower starts in sessions of their own: a SuperLink's SuperExec and ServerApps."""
+        mark = b"FLWR_HOME=" + os.fsencode(self.folder / "home") + b"\0"
+        return [pid for pid in _sessions_now() if pid not in known and mark in _environment(pid)]
+
+    def _connect(self, more: str) -> None:
+        home = self.folder / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        text = CONNECTION.format(self.port) + more
+        (home / "config.toml").write_text(text, encoding="utf-8")
+
+    def _session(self, name: str) -> int:
+        return self._sessions[name].pid if name in self._sessions else self._gone[name]
 
     def _all_sessions(self) -> set[int]:
-        return {process.pid for process in self._sessions.values()} | self._gone
+        return {process.pid for process in self._sessions.values()} | {*self._gone.values()}
 
     def _start(self, name: str, program: str, *options: str) -> subprocess.Popen[bytes]:
         self.logs[name] = self.folder / f"{name}.log"
@@ -186,6 +233,29 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
+
+
+def _ticks(pid: int) -> int:
+    """Processor time of a process and of the children that it has waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15]))
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _sessions_now() -> dict[int, int]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from tiny import make_config, make_dataset, make_scenario, make_simulation
 
+from src import checkpoint
 from src.checkpoint import round_file, saved_rounds
 from src.client import Client
 from src.flower.site_state import SiteState
@@ -126,6 +128,15 @@ def test_names_lead_to_no_other_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="letters and digits"):
             SiteState(tmp_path, run=run, site="north")
     assert SiteState(tmp_path, run=RUN, site="../..").folder.parent == tmp_path / RUN
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match=r"cannot be written \(.*No space left.*free some space"):
+        SiteState(tmp_path, run=RUN, site="north").save(trained(0), 0)
 
 
 def test_a_disk_that_cannot_be_written_leaves_the_state_before(tmp_path: Path) -> None:
