@@ -46,6 +46,7 @@ PAIRS = (
     ("zeros_like", "ones_like"),
 )
 OTHER_NAME = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
+EITHER_WAY = ("min", "max", "minimum", "maximum")  # functions for which order means nothing
 NAMED = (ast.FunctionDef, ast.ClassDef)
 SHOWN = 70  # characters of a change
 Change = tuple[str, ast.AST]  # its kind, and what stands there instead
@@ -206,7 +207,7 @@ def _constant(node: ast.AST) -> Iterator[ast.AST]:
         if isinstance(node.value, bool):
             yield ast.Constant(not node.value)
         elif isinstance(node.value, int | float):
-            yield ast.Constant(node.value + 1)
+            yield ast.Constant(node.value + 1 if abs(node.value) < 100 else 2 * node.value)
 
 
 def _statement(node: ast.AST) -> Iterator[ast.AST]:
@@ -233,7 +234,10 @@ def _keyword(node: ast.AST) -> Iterator[ast.AST]:
 
 def _order(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.Call) and len(node.args) > 1:
-        start = int(ast.unparse(node.func) == "np.where")  # whose first one is a condition
+        name = ast.unparse(node.func).rpartition(".")[2]
+        if name in EITHER_WAY:
+            return
+        start = int(name == "where")  # whose first one is a condition
         first, second = node.args[start : start + 2]
         starred = isinstance(first, ast.Starred) or isinstance(second, ast.Starred)
         if not starred and ast.dump(first) != ast.dump(second):

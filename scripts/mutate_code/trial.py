@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import resource
 import signal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
 LEAST_SECONDS, TIMES_LONGER = 5, 8
+BUDGET = 8  # seconds of tests for a mutant
 
 
 @dataclass(frozen=True)
@@ -219,12 +221,12 @@ class Session:
 
 
 def _tests_of(mutant: Mutant, reached: dict[int, list[Any]]) -> list[Any]:
-    """The tests that may notice it, quickest first, with their seconds."""
+    """The tests that may notice it, with their seconds: the quickest, as many as there is time."""
     first, last = mutant.lines if mutant.inside else (0, 0)
-    found = {
-        item: taken for line in range(first, last + 1) for taken, item in reached.get(line, ())
-    }
-    return sorted(((taken, item) for item, taken in found.items()), key=lambda one: one[0])
+    found = {item: taken for n in range(first, last + 1) for taken, item in reached.get(n, ())}
+    tests = sorted(((taken, item) for item, taken in found.items()), key=lambda one: one[0])
+    until = itertools.accumulate(taken for taken, _ in tests)
+    return [test for test, total in zip(tests, until, strict=True) if total < BUDGET] or tests[:1]
 
 
 def _end(writer: int, what: str) -> NoReturn:

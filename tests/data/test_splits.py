@@ -15,7 +15,14 @@ from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.errors import UserError
 from utils_.rng import derive
 from utils_.splits import MIN_IMAGES, SPLITS, Deal, TrainingGroups, assign_clients, cut_parts
-from utils_.splits.base import dirichlet_shares, primary_class
+from utils_.splits.base import (
+    cut_by_shares,
+    dirichlet_shares,
+    enough_images,
+    fill_small_clients,
+    primary_class,
+    training_groups,
+)
 from utils_.splits.skewed import _which_classes
 
 
@@ -254,6 +261,28 @@ def test_impossible_splits_are_named(changes, message):
         deal(random_labels(40, 3), **changes)
 
 
+@pytest.mark.parametrize(
+    ("groups", "clients", "said"),
+    [
+        (None, 7, "the 6 images left for training; use --clients 6"),
+        ([0, 0, 1, 1, 2, 2], 6, "the 3 patients or lesions (of 6 images) left for training; check"),
+        ([0, 0, 1, 1, 2, 2], 7, "the 3 patients or lesions (of 6 images) left for training; check"),
+    ],
+)
+def test_too_many_clients_are_told_what_there_is(groups, clients, said):
+    groups = None if groups is None else np.array(groups)
+    with pytest.raises(UserError) as caught:
+        deal(np.zeros((6, 1)), groups=groups, clients=clients)
+    assert said in str(caught.value)
+
+
+def test_who_holds_no_image_of_train_is_minus_one():
+    part = np.array([TRAIN, TEST, VAL, TRAIN], np.uint8)
+    client = assign(part, None, np.zeros((4, 1)), None, split="iid", clients=1, data_seed=1)
+    assert client.tolist() == [0, -1, -1, 0]
+    assert client.dtype == np.int32
+
+
 def test_no_training_image_left():
     part = np.full(5, TEST, np.uint8)
     with pytest.raises(UserError, match="no training image"):
@@ -272,18 +301,64 @@ def test_a_patient_at_two_sites_goes_where_most_images_are():
     assert client.tolist() == [1, 1, 1, 0, 0]
 
 
-def test_primary_class_is_the_rarest_positive_of_the_group():
-    """Against a plain loop over groups and classes."""
-    labels = random_labels(200, 6, seed=3)
+@pytest.mark.parametrize("classes", [6, 40])
+def test_primary_class_is_the_rarest_positive_of_the_group(classes):
+    """Against a plain loop over groups and classes; of equally rare ones the first."""
+    labels = random_labels(200, classes, seed=3, rate=1.2 / classes)
     labels[::7, 2] = np.nan
     index = np.unique(np.random.default_rng(0).integers(0, 90, 200), return_inverse=True)[1]
     groups = TrainingGroups(index, np.bincount(index), labels, None)
     count = len(groups.sizes)
-    positive = [{c for c in range(6) if (labels[index == g, c] == 1).any()} for g in range(count)]
-    rarity = [sum(c in found for found in positive) for c in range(6)]
-    expected = [min(found, key=lambda c: (rarity[c], c), default=6) for found in positive]
+    every = range(classes)
+    positive = [{c for c in every if (labels[index == g, c] == 1).any()} for g in range(count)]
+    rarity = [sum(c in found for found in positive) for c in every]
+    expected = [min(found, key=lambda c: (rarity[c], c), default=classes) for found in positive]
     assert primary_class(groups).tolist() == expected
-    assert 6 in expected
+    assert classes in expected
+
+
+def test_shares_of_the_smallest_and_the_largest_alpha_are_whole_numbers_and_equal():
+    """Where gammas underflow, and where they are all alike."""
+    for seed in range(20):
+        smallest = dirichlet_shares(3, alpha=1e-300, rng=derive(seed, "test"))
+        assert sorted(smallest) == [0, 0, 1]
+        largest = dirichlet_shares(3, alpha=1e300, rng=derive(seed, "test"))
+        assert largest == pytest.approx([1 / 3] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "clients", "expected"),
+    [(2000, 4, 10), (400, 4, 10), (399, 4, 9), (120, 4, 3), (110, 4, 2), (7, 7, 2)],
+)
+def test_enough_is_a_tenth_of_the_mean_within_bounds(images, clients, expected):
+    groups = training_groups(np.arange(images), None, np.zeros((images, 1)), None)
+    assert enough_images(groups, clients) == expected
+
+
+def test_cutting_counts_the_images_before_a_group():
+    """Shares 0.25, 0.5 and 0.25 of twelve images: what begins at image 3 or 9 begins a share."""
+    sizes = np.array([2, 1, 1, 5, 1, 2])
+    assert cut_by_shares(sizes, np.array([0.25, 0.5, 0.25])).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_moves_take_the_smallest_groups_of_the_largest_client():
+    sizes = np.array([5, 4, 1, 1, 3, 1])
+    client = np.array([0, 0, 0, 1, 1, 2])  # 10, 4 and 1 images
+    moved = fill_small_clients(client, sizes, clients=3, enough=4)
+    assert moved.tolist() == [0, 2, 2, 1, 1, 2]
+    assert client.tolist() == [0, 0, 0, 1, 1, 2]
+    assert fill_small_clients(client, sizes, clients=3, enough=1).tolist() == client.tolist()
+
+
+def test_moves_end_where_they_would_only_swap_the_roles():
+    """A giver stays larger than the taker was, and keeps a group."""
+    assert fill_small_clients(np.array([0, 0]), np.array([3, 9]), clients=2, enough=9).tolist() == [
+        1,
+        0,
+    ]
+    one = np.array([0, 1])
+    assert fill_small_clients(one, np.array([9, 1]), clients=2, enough=9).tolist() == [0, 1]
+    assert fill_small_clients(one * 0, np.array([2, 2]), clients=2, enough=3).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("alpha", [0.05, 1.0, 20.0])
