@@ -217,7 +217,9 @@ def _statement(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Pass()
     if isinstance(node, ast.Expr | ast.AugAssign | ast.Raise | ast.Delete):
         yield ast.Pass()
-    if isinstance(node, ast.Return) and node.value is not None:
+    if isinstance(node, ast.Return) and not (
+        node.value is None or (isinstance(node.value, ast.Constant) and not node.value.value)
+    ):
         yield ast.Return(ast.Constant(None))
     if isinstance(node, ast.Break):
         yield ast.Continue()
