@@ -15,6 +15,7 @@ from utils_.rng import derive, derive_seed
 from utils_.suspects import (
     doubt_images,
     doubt_labels,
+    doubt_share,
     log_odds_of,
     mixture_share,
     second_look,
@@ -118,6 +119,64 @@ def test_doubt_grows_with_evidence_and_with_the_share() -> None:
     doubt = doubt_images(log_odds, 0.4)
     assert (np.diff(doubt) > 0).all() and ((doubt > 0) & (doubt < 1)).all()
     assert (doubt_images(log_odds, 0.6) > doubt).all()
+
+
+def test_golden_doubts() -> None:
+    """Of five images: right, one wrong, all wrong, half blank, and nothing known."""
+    given = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [1, np.nan, 0], [np.nan] * 3])
+    probability = np.array([[0.9, 0.2, 0.1], [0.8, 0.1, 0.3], [0.95, 0.05, 0.2], [0.7, 0.5, 0.4]])
+    probability = np.vstack([probability, [0.5, 0.5, 0.5]])
+    evidence = weigh_labels(probability, given)
+    doubt = doubt_labels(probability, given)
+    assert evidence.before == pytest.approx([0.16, 0.48, 0.64, 0.32, 0.0])
+    assert evidence.drawn == pytest.approx([0.683326, 0.747961, 0.316674], abs=1e-6)
+    assert evidence.log_odds == pytest.approx(
+        [-0.873337, 0.417776, 1.28687, 0.037463, 0.0], abs=1e-5
+    )
+    assert doubt.image == pytest.approx([0.17045, 0.462716, 0.648499, 0.337233, 0.172971], abs=1e-5)
+    assert doubt.present[:2].ravel() == pytest.approx(
+        [0.761354, 0.529155, 0.213778, 0.709225, 0.462136, 0.298313], abs=1e-5
+    )
+    against = np.abs(given - doubt.present)
+    np.testing.assert_allclose(doubt.wrong, doubt.image[:, None] * against)
+    np.testing.assert_allclose(doubt.suspicion, np.sqrt(doubt.image)[:, None] * against)
+
+
+def test_golden_share_of_strangers() -> None:
+    """Images change places with those of equally many positives, five times."""
+    _, given, probability = federation()
+    assert strangers(probability, given) == pytest.approx(0.27692307692307694, abs=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.4, 0.97, 1.0])
+def test_doubts_of_a_known_share_have_it_as_their_mean(share: float) -> None:
+    log_odds = derive(7, "share").normal(-1, 3, 200)
+    found = doubt_share(log_odds, share)
+    assert found.mean() == pytest.approx(share, abs=1e-9)
+    if 0 < share < 1:  # one shift for all
+        odds = np.log(found / (1 - found)) - log_odds
+        np.testing.assert_allclose(odds, odds[0], atol=1e-6)
+
+
+def test_doubt_of_images_goes_half_of_the_way() -> None:
+    """By its equation: the share is met by the mean of the doubts that follow from it."""
+    log_odds, share = np.array([-2.0, 0.5, 3.0]), 0.3
+
+    def doubts(one: float) -> np.ndarray:
+        odds = one / (1 - one) * np.exp(log_odds)
+        return odds / (1 + odds)
+
+    expected = doubts((share + doubts(share).mean()) / 2)
+    np.testing.assert_allclose(doubt_images(log_odds, share), expected)
+
+
+def test_twenty_images_with_a_positive_are_enough_for_an_estimate() -> None:
+    _, given, probability = federation(images=60)
+    given[:, 0] = 0
+    for count, known in ((19, False), (20, True)):
+        given[:] = 0
+        given[:count, 1] = 1
+        assert np.isfinite(strangers(probability, given)) == known
 
 
 @pytest.mark.parametrize("images", [1, 2])

@@ -14,13 +14,16 @@ from hypothesis.extra.numpy import arrays
 
 from src.losses import (
     asymmetric,
+    divergence,
     early_learning_penalty,
+    entropy,
     focal,
     generalised_cross_entropy,
     known_share_weight,
     label_margin,
     largest,
     masked_bce,
+    mixed_logits,
     partial_mean,
     ramp,
     symmetric_cross_entropy,
@@ -333,3 +336,40 @@ def test_the_largest_are_exactly_so_many() -> None:
     ]:
         found = largest(values, candidates, count)
         assert [tuple(cell) for cell in found.nonzero().tolist()] == expected
+
+
+# ---- two-valued distributions
+
+
+def entropy_of(p: float) -> float:
+    return -sum(x * math.log(x) for x in (p, 1 - p) if x)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LOGITS, LOGITS, st.sampled_from([0.0, 0.1, 0.5, 0.8, 1.0]))
+def test_mixtures_against_probabilities(one: np.ndarray, other: np.ndarray, share: float) -> None:
+    """In float64, since the probabilities of large logits are near 1."""
+    first, second = (torch.from_numpy(array).double() for array in (one, other))
+    found = mixed_logits(first, second, share)
+    expected = share * first.sigmoid() + (1 - share) * second.sigmoid()
+    torch.testing.assert_close(found.sigmoid(), expected, rtol=1e-9, atol=1e-12)
+    rest = share * (-first).sigmoid() + (1 - share) * (-second).sigmoid()
+    torch.testing.assert_close((-found).sigmoid(), rest, rtol=1e-9, atol=1e-12)
+
+
+def test_mixtures_of_extremes_are_finite_and_of_one_share_exact() -> None:
+    one, other = torch.tensor([1e4, -1e4, 0.1]), torch.tensor([-1e4, -1e4, 0.7])
+    torch.testing.assert_close(mixed_logits(one, other, 0.5)[:2], torch.tensor([0.0, -1e4]))
+    assert mixed_logits(one, other, 1) is one
+    assert mixed_logits(one, other, 0) is other
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.5, 0.5), (0.9, 0.2), (0.01, 0.99), (0.3, 0.3)])
+def test_entropy_and_divergence_by_their_definition(p: float, q: float) -> None:
+    one, other = (torch.tensor([logit(x)], dtype=torch.float64) for x in (p, q))
+    assert entropy(one).item() == pytest.approx(entropy_of(p))
+    middle = (p + q) / 2
+    distances = [
+        sum(x * math.log(x / y) for x, y in ((a, middle), (1 - a, 1 - middle))) for a in (p, q)
+    ]
+    assert divergence(one, other).item() == pytest.approx(sum(distances) / 2, abs=1e-9)
