@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
 LEAST_SECONDS, TIMES_LONGER = 5, 8
-BUDGET = 8  # seconds of tests for a mutant
+BUDGET, EXAMPLES = 3, 25  # of tests for a mutant: most seconds, and of a property most examples
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,6 @@ class Session:
         self._lines: set[int] = set()
         self.began = False
 
-    def pytest_configure(self, config: pytest.Config) -> None:
-        """Examples of hypothesis are those of every time, and are not made smaller."""
-        if "hypothesis" in sys.modules or config.pluginmanager.hasplugin("hypothesispytest"):
-            from hypothesis import Phase, settings
-
-            phases = (Phase.explicit, Phase.generate)
-            settings.register_profile("mutate", database=None, derandomize=True, phases=phases)
-            settings.load_profile("mutate")
-
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Try all mutants instead of running the tests."""
         self.began = True
@@ -150,6 +141,7 @@ class Session:
     def _reached(self, items: Sequence[pytest.Item]) -> dict[int, list[Any]] | None:
         """By line, the tests that reach it, with their seconds; by 0, those that reach any."""
         found: dict[int, list[Any]] = defaultdict(list)
+        _with_few_examples(items)
         for item in items:
             self._lines = set()
             begun = time.process_time()
@@ -218,6 +210,20 @@ class Session:
             if _failure(item):
                 _end(writer, item.nodeid)
         os._exit(0)
+
+
+def _with_few_examples(items: Sequence[Any]) -> None:
+    """Properties are tried on the same examples every time; failing ones are not made smaller."""
+    if "hypothesis" not in sys.modules:
+        return
+    from hypothesis import Phase, settings
+
+    own = {"database": None, "derandomize": True, "phases": (Phase.explicit, Phase.generate)}
+    for item in items:
+        before = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+        if before is not None:
+            few = min(before.max_examples, EXAMPLES)
+            item.obj._hypothesis_internal_use_settings = settings(before, max_examples=few, **own)
 
 
 def _tests_of(mutant: Mutant, reached: dict[int, list[Any]]) -> list[Any]:
