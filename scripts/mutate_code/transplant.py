@@ -56,7 +56,9 @@ def _exchange(old: Any, new: Any, *, inside: bool) -> None:
         for name, part in list(vars(new).items()):
             before = vars(old).get(name)
             both_types = isinstance(part, type) and isinstance(before, type)
-            if list(_functions(part)) or (both_types and before is not part):
+            if _is_made(part):
+                setattr(old, name, part)
+            elif list(_functions(part)) or (both_types and before is not part):
                 _exchange(before, part, inside=inside)
             elif not inside and not name.startswith("__"):
                 setattr(old, name, part)
@@ -66,6 +68,12 @@ def _exchange(old: Any, new: Any, *, inside: bool) -> None:
         mine.__defaults__, mine.__kwdefaults__ = theirs.__defaults__, theirs.__kwdefaults__
     if hasattr(old, "cache_clear"):
         old.cache_clear()
+
+
+def _is_made(part: object) -> bool:
+    """Whether it is a function that dataclasses make, whose defaults lie in what it encloses."""
+    names = part.__code__.co_freevars if isinstance(part, FunctionType) else ()
+    return bool(names) and "__class__" not in names
 
 
 def _functions(thing: Any) -> Iterator[FunctionType]:

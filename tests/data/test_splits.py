@@ -23,6 +23,7 @@ from utils_.splits.base import (
     primary_class,
     training_groups,
 )
+from utils_.splits.parts import _report_share
 from utils_.splits.skewed import _which_classes
 
 
@@ -196,6 +197,27 @@ def test_shares_are_met_within_half_a_group():
     assert abs((part == VAL).sum() - 0.1 * (len(groups) - test)) <= 3.5
 
 
+@pytest.mark.parametrize(("largest", "warned"), [(19, False), (20, True)])
+def test_clients_far_from_an_equal_share_are_reported(largest, warned, caplog):
+    """By more than half of it, which is 13 images."""
+    groups = np.append(np.repeat(0, largest), 1 + np.arange(52 - largest))
+    with caplog.at_level(logging.WARNING, logger="fednml"):
+        deal(np.zeros((52, 1)), groups=groups, clients=4)
+    assert ("shares are uneven: client 0 20 of 52" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("images", "total", "told"),
+    [(15, 100, False), (16, 100, True), (4, 100, True), (5, 100, False), (2, 10, False)],
+)
+def test_parts_far_from_their_share_are_reported(images, total, told, caplog):
+    """By more than half of it, and more than one image."""
+    with caplog.at_level(logging.WARNING, logger="fednml"):
+        _report_share(images, total, share=0.1, option="--val-share")
+    text = f"--val-share 0.1: the val part has {images} of {total} images ({images} %), since"
+    assert (text in caplog.text) == bool(caplog.text) == told
+
+
 def test_parts_fixed_by_the_files_stay():
     fixed = np.repeat([TRAIN, VAL, TEST], [50, 20, 30]).astype(np.uint8)
     assert (cut(fixed) == fixed).all()
@@ -350,15 +372,46 @@ def test_moves_take_the_smallest_groups_of_the_largest_client():
     assert fill_small_clients(client, sizes, clients=3, enough=1).tolist() == client.tolist()
 
 
-def test_moves_end_where_they_would_only_swap_the_roles():
-    """A giver stays larger than the taker was, and keeps a group."""
-    assert fill_small_clients(np.array([0, 0]), np.array([3, 9]), clients=2, enough=9).tolist() == [
-        1,
-        0,
-    ]
-    one = np.array([0, 1])
-    assert fill_small_clients(one, np.array([9, 1]), clients=2, enough=9).tolist() == [0, 1]
-    assert fill_small_clients(one * 0, np.array([2, 2]), clients=2, enough=3).tolist() == [0, 1]
+def moved_plainly(client: list[int], sizes: list[int], clients: int, enough: int) -> list[int]:
+    """As the docstring of fill_small_clients says, by counting anew before each move."""
+    by_size = sorted(range(len(sizes)), key=lambda g: (-sizes[g], g))
+    held = [[g for g in by_size if client[g] == k] for k in range(clients)]
+    while True:
+        load = [sum(sizes[g] for g in own) for own in held]
+        taker, givers = load.index(min(load)), [k for k in range(clients) if len(held[k]) > 1]
+        if load[taker] >= enough or not givers:
+            break
+        giver = max(givers, key=lambda k: load[k])
+        if load[giver] - sizes[held[giver][-1]] <= load[taker]:
+            break
+        held[taker].append(held[giver].pop())
+    return [next(k for k in range(clients) if g in held[k]) for g in range(len(sizes))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    groups=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=1, max_size=12),
+    enough=st.integers(1, 12),
+)
+def test_moves_against_plain_loops(groups, enough):
+    client, sizes = zip(*groups, strict=True)
+    found = fill_small_clients(np.array(client), np.array(sizes), clients=4, enough=enough)
+    assert found.tolist() == moved_plainly(client, sizes, 4, enough)
+
+
+@pytest.mark.parametrize(
+    ("client", "sizes", "enough", "expected"),
+    [
+        ([0, 0], [3, 9], 9, [1, 0]),
+        ([0, 1], [9, 1], 9, [0, 1]),  # nobody has a group to spare
+        ([0, 0, 1], [2, 2, 2], 3, [0, 0, 1]),  # the two would only change places
+        ([0, 1, 1, 1, 2], [9, 2, 2, 2, 1], 3, [0, 1, 1, 2, 2]),  # the largest has a single one
+    ],
+)
+def test_moves_end_where_nothing_is_to_be_won(client, sizes, enough, expected):
+    clients = max(client) + 1 if len(set(client)) > 1 else 2
+    found = fill_small_clients(np.array(client), np.array(sizes), clients=clients, enough=enough)
+    assert found.tolist() == expected
 
 
 @pytest.mark.parametrize("alpha", [0.05, 1.0, 20.0])
