@@ -7,6 +7,7 @@ decorators and documentation.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType
@@ -46,7 +47,8 @@ PAIRS = (
     ("zeros_like", "ones_like"),
 )
 OTHER_NAME = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-EITHER_WAY = ("min", "max", "minimum", "maximum")  # functions for which order means nothing
+EITHER_WAY = ("min", "max", "minimum", "maximum", "logaddexp", "array_equal", "isclose")
+ASSERTED = "strict"  # of zip: as with assert, no input should get there
 NAMED = (ast.FunctionDef, ast.ClassDef)
 SHOWN = 70  # characters of a change
 Change = tuple[str, ast.AST]  # its kind, and what stands there instead
@@ -62,7 +64,8 @@ class Mutant:
         place: the function or class it is in, with those around it; empty at the module's level.
         inside: whether it runs when a function is called, and not when the module is imported.
         kind: such as ``comparison``.
-        change: what stood there, and what does.
+        change: what stood there, and what does; with a number where that is not the first such
+            change in its place.
     """
 
     number: int
@@ -108,8 +111,12 @@ class Mutants:
         ]
 
     def __iter__(self) -> Iterator[Mutant]:
+        seen: Counter[tuple[str, str]] = Counter()
         for number, (spot, kind, other) in enumerate(self._made):
             change = f"{_text(spot.node)} -> {_text(other)}"
+            seen[spot.place, change] += 1
+            if seen[spot.place, change] > 1:
+                change += f" ({seen[spot.place, change]})"
             yield Mutant(number, spot.lines, spot.place, spot.inside, kind, change)
 
     def code(self, number: int) -> CodeType:
@@ -132,6 +139,8 @@ def _spots(
 ) -> Iterator[_Spot]:
     for field, value in ast.iter_fields(parent):
         if field in ("annotation", "returns", "decorator_list", "type_params"):
+            continue
+        if isinstance(parent, ast.keyword) and parent.arg == ASSERTED:
             continue
         called = inside or (isinstance(parent, ast.FunctionDef | ast.Lambda) and field == "body")
         for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
@@ -230,7 +239,7 @@ def _statement(node: ast.AST) -> Iterator[ast.AST]:
 def _keyword(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.Call):
         for left_out in node.keywords:
-            if left_out.arg is not None:
+            if left_out.arg not in (None, ASSERTED):
                 yield _like(node, keywords=[one for one in node.keywords if one is not left_out])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.mutate_code.mutants import Mutants
 from utils_.errors import UserError
 from utils_.files import file_digest, write_text
 
@@ -33,22 +34,26 @@ class Verdicts:
         self.rows: list[Row] = _rows(path, HEADER) if path.is_file() else []
 
     def keep(self, module: str, path: Path, *, again: bool) -> set[int]:
-        """Forget what is of no use any more; the numbers of the mutants that remain.
+        """Forget what is of no use any more; the numbers of the mutants that are done.
 
         Args:
             module: its name in the rows.
             path: of its text, as it is now.
             again: forget those that nothing noticed, too.
         """
-        source = _source(path)
-        self.rows = [
-            row
-            for row in self.rows
-            if row["module"] != module
-            or (row["source"] == source and (not again or row["outcome"] in NOTICED))
-        ]
+        mutants = Mutants(path.read_text(encoding="utf-8"), module)
+        number_of = {(mutant.place, mutant.change): mutant.number for mutant in mutants}
+        kept, source = [], _source(path)
+        for row in self.rows:
+            if row["module"] != module:
+                kept.append(row)
+            elif row["source"] == source and (not again or row["outcome"] in NOTICED):
+                number = number_of.get((row["place"], row["change"]))
+                if number is not None:  # kinds of mistakes may come and go
+                    kept.append(row | {"number": str(number)})
+        self.rows = kept
         write_text(self.path, _lines([HEADER, *(row.values() for row in self.rows)]))
-        return {int(row["number"]) for row in self.rows if row["module"] == module}
+        return {int(row["number"]) for row in self.of(module)}
 
     def add(self, module: str, path: Path, verdict: Verdict) -> None:
         """Write a row at the end of the file."""
@@ -65,9 +70,7 @@ class Verdicts:
 
 
 def _source(path: Path) -> str:
-    """A mark of the module's text, and of the mistakes that are made in it."""
-    parts = (path, Path(__file__).with_name("mutants.py"))
-    return "".join(file_digest(part, "sha256")[:4] for part in parts)
+    return file_digest(path, "sha256")[:8]
 
 
 def _lines(rows: Iterable[Iterable[object]]) -> str:

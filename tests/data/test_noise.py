@@ -356,3 +356,26 @@ def test_flip_takes_separate_rates():
     assert abs(added.mean() - 0.5) < 0.04
     omitted = flip(training, 1.0, false_positive=0.0)
     assert not omitted.any()
+
+
+@pytest.mark.parametrize("noise_type", sorted(NOISE_TYPES))
+def test_without_a_training_row_nothing_changes(noise_type: str) -> None:
+    labels = multi_label(5)
+    assert same(noisy_labels(labels, np.full(5, -1), noise_type=noise_type), labels)
+
+
+@pytest.mark.parametrize(
+    ("noise_type", "rate", "told"),
+    [
+        *(("flip", 0.9, False), ("flip", 1e-9, True), ("flip", 0.0, False), ("none", 1.0, False)),
+        ("symmetric", np.array([0, 1e-9]), True),
+    ],
+)
+def test_noise_that_changes_no_label_is_reported(noise_type, rate, told, caplog) -> None:
+    """Blanks are no change; a rate of 0 and no noise are what was asked for."""
+    labels = multi_label(40)
+    labels[:, 1] = np.nan
+    client = np.arange(40) % 2
+    with caplog.at_level("WARNING", logger="fednml"):
+        noisy_labels(labels, client, noise_type=noise_type, rate=rate)
+    assert ("changes no label" in caplog.text) == told

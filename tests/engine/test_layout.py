@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from test_aggregation import LAYOUT, LENGTH, combine, make_frame, make_reports, table
 
-from src.aggregation import HeadMean, Layout, fault, mean_by_images, uniform_mean
+from src import aggregation
+from src.aggregation import (
+    HeadMean,
+    Layout,
+    fault,
+    geometric_weights,
+    krum_scores,
+    mean_by_images,
+    uniform_mean,
+)
 from src.messages import ANNOTATED_CELLS
 from src.models import FlatModel, build_module
 
@@ -84,3 +94,39 @@ def test_the_head_is_written_into_a_copy() -> None:
     before = mean.clone()
     assert head.write(mean).shape == (LENGTH,)
     assert torch.equal(mean, before)
+
+
+# ---- distances
+
+
+def test_krum_scores_of_one_and_of_two() -> None:
+    assert krum_scores(torch.tensor([[1.0, 2.0]]), attackers=0).tolist() == [0]
+    two = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert krum_scores(two, attackers=1).tolist() == pytest.approx([25, 25])
+
+
+def test_krum_scores_of_many_far_from_zero_do_not_cancel() -> None:
+    """A matrix product, which PyTorch takes from 26 vectors on, would lose the last digits."""
+    vectors = 1e6 + torch.arange(30.0)[:, None].repeat(1, 3)
+    assert krum_scores(vectors, attackers=27)[0].item() == pytest.approx(3, rel=1e-9)
+
+
+def test_the_geometric_median_ends_as_soon_as_nothing_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = []
+
+    def counted(vectors: list[torch.Tensor], shares: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        return shares @ torch.stack(list(vectors)).double()
+
+    monkeypatch.setattr(aggregation, "_combination", counted)
+    points, weights = torch.ones(3, 2), torch.ones(3, dtype=torch.float64)
+    geometric_weights(points, weights, iterations=50, smoothing=1e-6)
+    assert len(steps) == 2
+
+
+def test_combinations_are_in_float64() -> None:
+    vectors = [torch.tensor([1e8]), torch.tensor([1.0])]
+    found = aggregation._combination(vectors, torch.tensor([0.5, 0.5]))
+    assert found.tolist() == [50_000_000.5]

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from src.losses import (
     asymmetric,
+    both_sides,
     divergence,
     early_learning_penalty,
     entropy,
@@ -244,6 +245,9 @@ def test_detaching_the_focus_keeps_the_value_and_changes_the_gradient() -> None:
         loss.backward()
         results.append((loss.item(), logits.grad))
     assert results[0][0] == results[1][0]
+    logits = torch.tensor([[0.3, 2.0]], requires_grad=True)
+    asymmetric(logits, torch.tensor([[1.0, 0.0]]), **numbers).sum().backward()
+    assert torch.equal(logits.grad, results[0][1]), "it is not detached unless asked for"
     p = sigmoid(0.3)
     assert results[1][1][0, 0].item() == pytest.approx(-((1 - p) ** 2), rel=1e-5)
     assert not torch.allclose(results[0][1], results[1][1])
@@ -296,6 +300,12 @@ def test_early_learning_penalty_by_hand() -> None:
     assert found[0, 1].item() == 0, "nothing remembered, nothing asked"
 
 
+def test_both_sides_are_kept_off_their_ends() -> None:
+    found = both_sides(torch.tensor([[-50.0, 0.0, 50.0]]))
+    expected = torch.tensor([[[1e-4, 0.5, 1 - 1e-4]], [[1 - 1e-4, 0.5, 1e-4]]])
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("share", "gamma", "golden"),
     [
@@ -336,6 +346,8 @@ def test_the_largest_are_exactly_so_many() -> None:
     ]:
         found = largest(values, candidates, count)
         assert [tuple(cell) for cell in found.nonzero().tolist()] == expected
+    many = largest(torch.ones(20, 10), torch.ones(20, 10, dtype=torch.bool), 5)
+    assert many.flatten().nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
 
 
 # ---- two-valued distributions
