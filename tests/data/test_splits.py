@@ -245,6 +245,24 @@ def test_patients_that_the_files_spread_are_reported_and_not_spread_further(capl
 
 
 @pytest.mark.parametrize(
+    ("option", "groups", "said"),
+    [
+        ("test", [0], "--test-share 0.2 cannot be cut: there is 1 image; add images"),
+        ("val", [0], "there is 1 image; add images or use --val-share 0"),
+        ("test", [4, 4], "the 2 images are of one patient, or of such as are in other parts too; "),
+        ("val", [4, 4], "too; check the ids of the patients or use --val-share 0"),
+    ],
+)
+def test_why_nothing_can_be_cut_is_told(option, groups, said):
+    """Only a test part cannot be done without."""
+    shares = {"val_share": 0, "test_share": 0} | {f"{option}_share": 0.2}
+    with pytest.raises(UserError) as caught:
+        cut(unassigned(len(groups)), np.array(groups), **shares)
+    assert said in str(caught.value)
+    assert ("or use" in str(caught.value)) == (option == "val")
+
+
+@pytest.mark.parametrize(
     ("changes", "images", "message"),
     [
         ({"val_share": 1.0}, 10, "--val-share 1.0"),
