@@ -47,7 +47,7 @@ PAIRS = (
     ("zeros_like", "ones_like"),
 )
 OTHER_NAME = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-EITHER_WAY = ("min", "max", "minimum", "maximum", "logaddexp", "array_equal", "isclose")
+EITHER_WAY = ("min", "max", "minimum", "maximum", "logaddexp", "array_equal", "clip")
 ASSERTED = "strict"  # of zip: as with assert, no input should get there
 NAMED = (ast.FunctionDef, ast.ClassDef)
 SHOWN = 70  # characters of a change

@@ -23,7 +23,7 @@ from utils_.noise import (
     reader_profile,
     reader_rates,
 )
-from utils_.noise.cells import CONFUSABLE, flip_cells, partners
+from utils_.noise.cells import CONFUSABLE, balance, flip_cells, partners
 from utils_.noise.instance import _features, image_features
 from utils_.noise.reader import MORE_READS, PRIOR_READS, READS
 
@@ -462,3 +462,13 @@ def test_impossible_client_rates_are_named(changes, message):
     kind = changes.pop("kind", "uniform")
     with pytest.raises(UserError, match=message):
         rates_of(kind, **changes)
+
+
+def test_balance_is_positives_a_negative_and_at_most_one():
+    """Columns of no positive, as many as negatives, one negative, no negative, and blanks."""
+    labels = np.array(
+        [[0, 1, 1, 1, 1], [0, 1, 1, 1, np.nan], [0, 0, 1, 1, 0], [0, 0, 0, 1, 0]], np.float32
+    )
+    labels[:2, 2] = [1, np.nan]  # one positive beside one negative is left
+    labels[2, 2] = np.nan
+    assert balance(all_rows(labels)).tolist() == [0, 1, 1, 1, 0.5]

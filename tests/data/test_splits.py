@@ -24,6 +24,7 @@ from utils_.splits.base import (
     training_groups,
 )
 from utils_.splits.parts import _report_share
+from utils_.splits.plain import _report_uneven
 from utils_.splits.skewed import _which_classes
 
 
@@ -207,6 +208,19 @@ def test_clients_far_from_an_equal_share_are_reported(largest, warned, caplog):
 
 
 @pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        *(([15, 5, 10, 10], ""), ([16, 4, 10, 10], "client 0 16, client 1 4 of 40")),
+        *(([2, 1, 1, 1], ""), ([3, 1, 1, 1], "client 0 3 of 6")),
+    ],
+)
+def test_uneven_means_by_more_than_half_and_by_more_than_one_image(images, told, caplog):
+    with caplog.at_level(logging.WARNING, logger="fednml"):
+        _report_uneven(np.array(images))
+    assert told in caplog.text and bool(told) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
     ("images", "total", "told"),
     [(15, 100, False), (16, 100, True), (4, 100, True), (5, 100, False), (2, 10, False)],
 )
@@ -335,10 +349,16 @@ def test_sites_are_clients_in_alphabetical_order():
     assert client.tolist() == [2, 0, 2, 1]
 
 
-def test_a_patient_at_two_sites_goes_where_most_images_are():
-    sites, groups = np.array(["a", "b", "b", "a", "a"]), np.array([0, 0, 0, 1, 1])
-    client = deal(np.zeros((5, 2)), split="site", clients=2, sites=sites, groups=groups)
-    assert client.tolist() == [1, 1, 1, 0, 0]
+@pytest.mark.parametrize(
+    ("third", "told"), [("a", "1 patients or lesions with several"), ("b", "")]
+)
+def test_a_patient_at_two_sites_goes_where_most_images_are(third, told, caplog):
+    sites = np.array([third, "b", "b", "a", "a", "b", "b"])
+    groups = np.array([0, 0, 0, 1, 1, 2, 2])
+    with caplog.at_level(logging.WARNING, logger="fednml"):
+        client = deal(np.zeros((7, 2)), split="site", clients=2, sites=sites, groups=groups)
+    assert client.tolist() == [1, 1, 1, 0, 0, 1, 1]
+    assert told in caplog.text and bool(told) == bool(caplog.text)
 
 
 @pytest.mark.parametrize("classes", [6, 40])

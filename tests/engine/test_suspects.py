@@ -13,6 +13,8 @@ from src.simulation import build_model
 from utils_.review import Review, cleanlab_scores, has_cleanlab, review_cells, review_images
 from utils_.rng import derive, derive_seed
 from utils_.suspects import (
+    _calibrate,
+    _ranks,
     doubt_images,
     doubt_labels,
     doubt_share,
@@ -153,9 +155,42 @@ def test_doubts_of_a_known_share_have_it_as_their_mean(share: float) -> None:
     log_odds = derive(7, "share").normal(-1, 3, 200)
     found = doubt_share(log_odds, share)
     assert found.mean() == pytest.approx(share, abs=1e-9)
-    if 0 < share < 1:  # one shift for all
+    if share in (0, 1):
+        assert (found == share).all()
+    else:  # one shift for all
         odds = np.log(found / (1 - found)) - log_odds
         np.testing.assert_allclose(odds, odds[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_share_is_met_however_far_the_evidence_lies_apart(sign: int) -> None:
+    found = doubt_share(sign * np.array([200.0, 300.0, 301.0]), 0.4)
+    assert found.mean() == pytest.approx(0.4)
+
+
+def test_nothing_is_taken_for_certain() -> None:
+    """Probabilities keep 1e-4 off 0 and 1, whatever predictions and labels say."""
+    ends = np.array([1e-4, 1 - 1e-4])
+    assert log_odds_of(np.array([0.0, 1.0])) == pytest.approx(np.log(ends / (1 - ends)))
+    assert second_look(np.array([0.0, 1.0])) == pytest.approx(ends * np.log(ends / (1 - ends)))
+    given = np.tile([0.0, 1.0], (60, 1))
+    evidence = weigh_labels(given, given)
+    assert evidence.present == pytest.approx(np.tile(ends, (60, 1)))
+    assert evidence.drawn == pytest.approx(ends)
+
+
+def test_the_scale_of_logits_is_bounded() -> None:
+    label = np.tile([0.0, 1.0], (100, 1))
+    logits = np.where(label == 1, 1.0, -1.0)
+    assert _calibrate(logits, label, np.ones_like(label))[0] == 2
+    assert _calibrate(-logits, label, np.ones_like(label))[0] == 0.3
+
+
+def test_ranks_are_those_of_the_mean_loss_of_what_is_known() -> None:
+    known = np.array([[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 0]], bool)
+    assert _ranks(np.array([3, 2, 1.2, 0]), known).tolist() == [0.5, 0.75, 0.25, 0]
+    equal = _ranks(np.ones(40), np.ones((40, 1), bool))
+    assert equal.tolist() == [place / 40 for place in range(40)]
 
 
 def test_doubt_of_images_goes_half_of_the_way() -> None:
