@@ -98,6 +98,14 @@ def test_given_labels_in_the_order_of_suspicion() -> None:
     assert suspects(every, doubt, rows, top=2) == found[:2]
 
 
+def test_equally_suspect_labels_are_in_the_order_of_their_rows() -> None:
+    n = 40
+    every = Federation(np.zeros(n), np.ones((n, 1)), np.ones((n, 1)), "")
+    equal = np.full((n, 1), 0.5)
+    found = suspects(every, Doubt(equal, equal, equal, np.zeros(n)), np.arange(n), top=n)
+    assert [one.row for one in found] == list(range(n))
+
+
 def test_blanks_in_the_order_of_their_probability() -> None:
     every, doubt = made_up()
     found = blanks(every, doubt, every.rows(0), top=5)
@@ -127,15 +135,24 @@ def test_answers_as_they_stand_and_as_a_sheet_spells_names(tmp_path: Path) -> No
     path = written(
         tmp_path / "a.csv",
         "'=a.png,one,1,no",
+        "b.png,+two,1,",
         "=a.png,'+two,0,yes",
         "b.png,one,,?",
-        "b.png,+two,1,",
     )
     found = read_answers([path], small())
     assert [(one.row, one.column, str(one.label)) for one in found] == [
         *((0, 0, "0.0"), (0, 1, "1.0"), (1, 0, "nan"))
     ]
-    assert found[2].place == f"{path}, line 4"
+    assert found[2].place == f"{path}, line 5"
+
+
+def test_tables_without_answers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.csv: holds no answer; write 0, 1 or \? into"):
+        read_answers([written(tmp_path / "a.csv", "b.png,one,,")], small())
+    for header in ("image,class", "image,answer", "class,answer"):
+        (tmp_path / "a.csv").write_text(f"{header}\nb.png,one\n")
+        with pytest.raises(UserError, match="no column"):
+            read_answers([tmp_path / "a.csv"], small())
 
 
 def test_one_answer_may_be_given_twice_but_not_two(tmp_path: Path) -> None:
@@ -223,6 +240,22 @@ def test_copies_hold_the_answers_and_all_else_as_it_was(data: Path, tmp_path: Pa
         [dataset.files[2], dataset.classes[1], old[0], after[3][2], "answers.csv, line 2"],
         [dataset.files[3], dataset.classes[0], old[1], "", "answers.csv, line 9"],
     ]
+
+
+def test_the_words_and_the_names_of_the_table_are_kept(data: Path, tmp_path: Path) -> None:
+    """Yes and no, and images without their extension."""
+    words, tables = {"1": "yes", "0": "no"}, {}
+    for name in ("train_data.csv", "test_data.csv"):
+        header, *rows = tiny.read_table(data / name)
+        rows = [[row[0].removesuffix(".png"), row[1], words[row[2]], *row[3:]] for row in rows]
+        tables[name] = [header, *rows]
+        tiny.write_table(data / name, tables[name])
+    config, dataset = settings_of(data)
+    answer = flipped(dataset, 2, 1)
+    correct_files(config, dataset, [answer], folder=tmp_path / "new")
+    expected = tables["train_data.csv"]
+    expected[3][2] = words[f"{answer.label:.0f}"]
+    assert tiny.read_table(tmp_path / "new/train_data.csv") == expected
 
 
 def test_rows_that_repeat_an_image_all_change(data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
-from utils_.missing import MISSING_TYPES, visible_cells
+from utils_.missing import MISSING_TYPES, UP_TO_ALL, visible_cells
 from utils_.noise import CLIENT_RATES, NOISE_TYPES, add_noise, client_rates, reader_profile
 from utils_.rng import derive
 from utils_.splits import SPLITS, Deal, assign_clients, cut_parts
@@ -36,7 +36,9 @@ def patients() -> np.ndarray:
 
 def pixels() -> np.ndarray:
     coarse = derive(5, "golden").integers(0, 200, (IMAGES, 3, 3, 3))
-    return np.kron(coarse, np.ones((1, 5, 4, 1))).astype(np.uint8)
+    pixels = np.kron(coarse, np.ones((1, 5, 4, 1))).astype(np.uint8)
+    pixels[:, :5] = 0  # a border without anything to see
+    return pixels
 
 
 def number(array: np.ndarray) -> int:
@@ -47,7 +49,7 @@ def number(array: np.ndarray) -> int:
 NOISE = {
     "commission": (4174757457, 3975808796),
     "flip": (214277971, 3134694656),
-    "instance": (2903475573, 953281733),
+    "instance": (2129259650, 1420364665),
     "none": (2743394762, 2743394762),
     "omission": (1469366472, 4121510870),
     "pair": (121000008, 1030639368),
@@ -89,6 +91,11 @@ def test_noise(name: str) -> None:
     assert tuple(found) == NOISE[name]
 
 
+def test_noise_of_images_that_are_not_at_hand() -> None:
+    keywords = {"rate": 0.45, "noise_type": "instance", "data_seed": 1}
+    assert number(add_noise(labels(), clients(), **keywords)) == 3951908050
+
+
 @pytest.mark.parametrize("name", sorted(MISSING_TYPES))
 def test_masks(name: str) -> None:
     """By a share, and by a count."""
@@ -107,6 +114,31 @@ def test_masks(name: str) -> None:
         for missing in (0.55, 3)
     ]
     assert tuple(found) == MASKS[name]
+
+
+LEFT = {
+    "cells": 3341862921,
+    "images": 4072681918,
+    "positive_only": 1780688105,
+    "single_positive": 78593960,
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(MISSING_TYPES) - {"classes"}))
+def test_what_is_left_where_nearly_all_is_hidden(name: str) -> None:
+    """Of each class and client one cell, in twelve images with blanks."""
+    given = np.where(derive(8, "golden").random((12, 4)) < 0.3, np.float32(np.nan), np.float32(0))
+    given[3, 1] = given[5, 1] = given[5, 2] = 1
+    found = visible_cells(
+        derive(9, "golden").integers(-1, 3, 12),
+        classes=4,
+        clients=3,
+        missing=1.0 if name in UP_TO_ALL else 0.999,
+        missing_type=name,
+        data_seed=1,
+        labels=given,
+    )
+    assert number(found) == LEFT[name]
 
 
 @pytest.mark.parametrize("name", sorted(set(SPLITS) - {"site"}))

@@ -14,7 +14,15 @@ from src.config import Config
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.errors import UserError
 from utils_.rng import derive
-from utils_.splits import MIN_IMAGES, SPLITS, Deal, TrainingGroups, assign_clients, cut_parts
+from utils_.splits import (
+    MIN_IMAGES,
+    SPLITS,
+    Deal,
+    TrainingGroups,
+    assign_clients,
+    cut_parts,
+    skewed,
+)
 from utils_.splits.base import (
     cut_by_shares,
     dirichlet_shares,
@@ -25,7 +33,7 @@ from utils_.splits.base import (
 )
 from utils_.splits.parts import _report_share
 from utils_.splits.plain import _report_uneven
-from utils_.splits.skewed import _which_classes
+from utils_.splits.skewed import _draw_dirichlet, _which_classes
 
 
 def random_labels(images: int, classes: int, *, seed: int = 0, rate: float = 0.2) -> np.ndarray:
@@ -489,6 +497,32 @@ def test_dirichlet_gives_nothing_more_to_a_full_client():
     for seed in range(20):
         client = deal(labels, split="dirichlet", alpha=0.01, data_seed=seed)
         assert np.bincount(client).max() < 2000 / 4 + 200
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_client_is_full_with_its_share_of_the_images(size):
+    """Three classes of 20 groups each go to three clients where one draw takes all."""
+    primary, sizes = np.repeat([0, 1, 2], 20), np.full(60, size)
+    for seed in range(10):
+        rng = derive(seed, "test")
+        client = _draw_dirichlet(primary, sizes, clients=3, alpha=1e-9, rng=rng)
+        assert np.bincount(client, minlength=3).tolist() == [20, 20, 20]
+
+
+@pytest.mark.parametrize(("last", "tries"), [(2, 1), (1, 10)])
+def test_a_draw_is_repeated_ten_times_unless_all_have_enough_images(last, tries, monkeypatch):
+    """Two are enough; they may be those of one patient."""
+    drawn = []
+
+    def draw(*_: object, **__: object) -> np.ndarray:
+        drawn.append(1)
+        return np.array([0] * 8 + [1])
+
+    monkeypatch.setattr(skewed, "_draw_dirichlet", draw)
+    groups = np.append(np.arange(8), [8] * last)
+    client = deal(np.ones((len(groups), 1)), split="dirichlet", clients=2, groups=groups)
+    assert len(drawn) == tries
+    assert np.bincount(client).tolist() == [8, 2] if last == 2 else [7, 2]
 
 
 def test_dirichlet_shuffles_within_a_class():

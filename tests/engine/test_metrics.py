@@ -294,3 +294,13 @@ def test_without_validation_there_are_no_tuned_metrics(dataset):
     trace = simulate(make_config("fedavg", rounds=2), dataset, make_scenario(dataset))
     assert not [name for row in trace.simulation.history for name in row if "tuned" in name]
     assert not [name for name in trace.result["last5"] if "tuned" in name]
+
+
+def test_one_half_is_a_finding_and_neighbouring_numbers_are_no_ties() -> None:
+    truth = np.array([[1.0, 1], [0, 0], [1, 1]])
+    after = np.nextafter(np.float32(0.25), np.float32(1))
+    probability = np.array([[0.5, after], [0.4, 0.25], [0.5, after]], np.float32)
+    scores = multilabel_metrics(probability, truth)
+    assert scores.per_class["recall"].tolist() == [1, 0]
+    assert scores.per_class["auroc"].tolist() == [1, 1]
+    assert multilabel_metrics(probability.astype(float), truth).per_class["recall"][0] == 1
