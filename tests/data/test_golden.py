@@ -12,7 +12,15 @@ import pytest
 
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.missing import MISSING_TYPES, UP_TO_ALL, visible_cells
-from utils_.noise import CLIENT_RATES, NOISE_TYPES, add_noise, client_rates, reader_profile
+from utils_.noise import (
+    CLIENT_RATES,
+    NOISE_TYPES,
+    add_noise,
+    client_rates,
+    reader_profile,
+    reader_rates,
+)
+from utils_.noise.reader import MORE_READS, READS, SAME
 from utils_.rng import derive
 from utils_.splits import SPLITS, Deal, assign_clients, cut_parts
 
@@ -178,6 +186,13 @@ def test_rates_of_clients(kind: str, expected: list[float]) -> None:
     assert set(CLIENT_RATES) == {"same", "uniform", "bernoulli", "linear"}
     found = client_rates(kind, clients=5, rate=0.6, lowest=0.2, noisy_share=0.5, data_seed=1)
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_readers_in_the_mean() -> None:
+    """Over both tables, the names that stand for others, and one that is in neither."""
+    names = [*READS, *MORE_READS, *SAME, "unheard of"]
+    rates = np.stack(reader_rates(names))
+    assert zlib.crc32(np.round(rates * 1e6).astype(np.int64).tobytes()) == 1248065602
 
 
 def test_a_reader() -> None:

@@ -136,6 +136,13 @@ def test_uncertain_cells_start_from_a_half_and_are_guesses() -> None:
     assert labels.status.tolist() == [[OBSERVED, PSEUDO, MISSING]]
 
 
+def test_a_weight_of_zero_takes_a_guess_back() -> None:
+    labels = LabelState(np.array([[NAN, 1.0]]))
+    for weight, status in ((0.5, PSEUDO), (0.0, MISSING)):
+        labels.correct(np.ones((1, 2), bool), np.ones((1, 2)), weight=weight)
+        assert labels.status.tolist() == [[status, OBSERVED]]
+
+
 def test_a_value_counts_as_observed_at_the_precision_of_labels() -> None:
     """Float64 values and weights are rounded first, and only then compared and checked."""
     labels = LabelState(np.array([[0.1, 0.0]], np.float32))

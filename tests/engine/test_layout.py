@@ -121,7 +121,7 @@ def test_the_geometric_median_ends_as_soon_as_nothing_moves(
         return shares @ torch.stack(list(vectors)).double()
 
     monkeypatch.setattr(aggregation, "_combination", counted)
-    points, weights = torch.ones(3, 2), torch.ones(3, dtype=torch.float64)
+    points, weights = torch.tensor([[-1.0], [0.0], [1.0]]), torch.ones(3, dtype=torch.float64)
     geometric_weights(points, weights, iterations=50, smoothing=1e-6)
     assert len(steps) == 2
 
