@@ -11,6 +11,7 @@ from test_aggregation import LAYOUT, LENGTH, combine, make_frame, make_reports, 
 
 from src import aggregation
 from src.aggregation import (
+    AGGREGATORS,
     HeadMean,
     Layout,
     fault,
@@ -103,6 +104,24 @@ def test_krum_scores_of_one_and_of_two() -> None:
     assert krum_scores(torch.tensor([[1.0, 2.0]]), attackers=0).tolist() == [0]
     two = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     assert krum_scores(two, attackers=1).tolist() == pytest.approx([25, 25])
+
+
+def test_krum_keeps_what_it_can_of_fewer_reports_and_the_first_of_equals() -> None:
+    """Of 5 reports 1 attacker can be withstood (2f + 3), whatever was assumed of more."""
+    reports = make_reports([3] * 5)
+    frame = make_frame("multikrum", 12)
+    for assumed, keep in ((4, 9), (1, 9)):
+        parameters = {"assumed_attackers": assumed, "keep": keep}
+        found = AGGREGATORS["multikrum"](reports, replace(frame, parameters=parameters))
+        scores = krum_scores([r.model[: LAYOUT.parameters] for r in reports], attackers=1)
+        best = np.argsort(scores.numpy())[:4]
+        np.testing.assert_allclose(found, table(reports)[best].mean(axis=0), atol=1e-6)
+    many = [
+        replace(r, model=torch.full((LENGTH,), float(r.client % 2))) for r in make_reports([1] * 60)
+    ]
+    for report in many:
+        report.model[-1] = 1 + report.client  # a statistic, by which it is told from its equals
+    assert combine("krum", many)[-1] == 1
 
 
 def test_krum_scores_of_many_far_from_zero_do_not_cancel() -> None:

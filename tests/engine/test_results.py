@@ -17,8 +17,10 @@ from src.results import (
     _per_class,
     digits,
     final_table,
+    summarise,
 )
 from utils_.datasets.base import TEST, VAL
+from utils_.metrics import multilabel_metrics
 from utils_.uncertainty import bootstrap_intervals
 
 NAN = float("nan")
@@ -85,6 +87,26 @@ def test_settings_and_predictions_are_those_of_the_run(trace: Trace) -> None:
     assert [own["positives"] for own in result["per_class"].values()] == (
         kept.test_truth.sum(axis=0).tolist()
     )
+
+
+def test_curves_and_the_selected_model_where_it_is_not_the_last(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation, shown = trace.simulation, []
+
+    class Log:
+        def pr_curves(self, *pooled: np.ndarray, **options: object) -> None:
+            shown.append((pooled, options))
+
+    monkeypatch.setattr(simulation, "best", simulation.scored * 0)
+    selected = summarise(simulation, Log())["val_selected"]
+    ((probability, truth), options), evaluator = shown[0], simulation.evaluator
+    np.testing.assert_array_equal(probability, evaluator.predict_each(simulation.scored, TEST)[0])
+    np.testing.assert_array_equal(truth, evaluator.truth_of(TEST))
+    assert options == {"classes": simulation.class_names, "step": 6}
+    found = evaluator.predict_each(simulation.best, TEST)[0]
+    np.testing.assert_array_equal(simulation.predictions.test_probability_selected, found)
+    assert selected["mAP"] == multilabel_metrics(found, truth).overall["mAP"]
 
 
 def test_without_a_validation_part_there_is_no_such_model() -> None:

@@ -14,6 +14,7 @@ from utils_.review import Review, cleanlab_scores, has_cleanlab, review_cells, r
 from utils_.rng import derive, derive_seed
 from utils_.suspects import (
     _calibrate,
+    _loss,
     _ranks,
     doubt_images,
     doubt_labels,
@@ -188,9 +189,11 @@ def test_the_scale_of_logits_is_bounded() -> None:
 
 def test_ranks_are_those_of_the_mean_loss_of_what_is_known() -> None:
     known = np.array([[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 0]], bool)
-    assert _ranks(np.array([3, 2, 1.2, 0]), known).tolist() == [0.5, 0.75, 0.25, 0]
-    equal = _ranks(np.ones(40), np.ones((40, 1), bool))
-    assert equal.tolist() == [place / 40 for place in range(40)]
+    assert _ranks(np.array([3, 1.5, 1.2, 0]), known).tolist() == [0.5, 0.75, 0.25, 0]
+    equal = _ranks(np.tile([1.0, 0.0], 200), np.ones((400, 1), bool))
+    assert equal[1::2].tolist() == [place / 400 for place in range(200)]
+    loss = _loss(np.array([1.0, -2.0]), np.array([1.0, 0.0]))
+    assert loss == pytest.approx([np.log1p(np.exp(-1)), np.log1p(np.exp(-2))])
 
 
 def test_doubt_of_images_goes_half_of_the_way() -> None:
