@@ -261,6 +261,14 @@ def test_nearly_all_images_leave_one_a_client():
     assert [seen[in_turn(12) == k].any(axis=1).sum() for k in range(3)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("clients", [1, 2, 3])
+@pytest.mark.parametrize("missing_type", ["cells", "images"])
+def test_of_a_single_class_each_client_keeps_a_label(clients, missing_type):
+    client = in_turn(12, clients)
+    seen = visible(np.zeros((12, 1)), client, missing=0.9999, missing_type=missing_type)
+    assert [seen[client == k].sum() for k in range(clients)] == [1] * clients
+
+
 def test_positive_only_hides_every_negative():
     labels = random_labels(600)
     seen = visible(labels, in_turn(600), missing=1.0, missing_type="positive_only")
