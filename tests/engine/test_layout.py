@@ -130,8 +130,9 @@ def test_krum_scores_of_many_far_from_zero_do_not_cancel() -> None:
     assert krum_scores(vectors, attackers=27)[0].item() == pytest.approx(3, rel=1e-9)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_the_geometric_median_ends_as_soon_as_nothing_moves(
-    monkeypatch: pytest.MonkeyPatch,
+    spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
 
@@ -140,7 +141,8 @@ def test_the_geometric_median_ends_as_soon_as_nothing_moves(
         return shares @ torch.stack(list(vectors)).double()
 
     monkeypatch.setattr(aggregation, "_combination", counted)
-    points, weights = torch.tensor([[-1.0], [0.0], [1.0]]), torch.ones(3, dtype=torch.float64)
+    points = torch.tensor([[-spread], [0.0], [spread]])
+    weights = torch.ones(3, dtype=torch.float64)
     geometric_weights(points, weights, iterations=50, smoothing=1e-6)
     assert len(steps) == 2
 
