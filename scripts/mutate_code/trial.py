@@ -120,7 +120,7 @@ class Session:
         self._name = ".".join(path.relative_to(root).with_suffix("").parts)
         self._name = self._name.removesuffix(".__init__")
         self._lines: set[int] = set()
-        self.began = False
+        self._failed, self.began = "", False
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Try all mutants instead of running the tests."""
@@ -140,6 +140,18 @@ class Session:
             self._tell(mutant.number, *self._verdict(mutant, code, tests))
         return True
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep how a test failed."""
+        if report.failed:
+            self._failed = str(report.longrepr) or "failed"
+
+    def _failure(self, item: Any) -> str:
+        """Run a test with fixtures of its own; how it failed, or nothing."""
+        self._failed = ""
+        item._initrequest()
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        return self._failed
+
     def _reached(self, items: Sequence[pytest.Item]) -> dict[int, list[Any]] | None:
         """By line, the tests that reach it, with their seconds; by 0, those that reach any."""
         found: dict[int, list[Any]] = defaultdict(list)
@@ -148,7 +160,7 @@ class Session:
             self._lines = set()
             begun = time.process_time()
             with self._traced():
-                failed = _failure(item)
+                failed = self._failure(item)
             if failed:
                 self._tell(0, "broken", f"{item.nodeid} fails as it is: {failed[-300:]}")
                 return None
@@ -209,7 +221,7 @@ class Session:
         except BaseException as error:
             _end(writer, f"import: {type(error).__name__}")
         for item in items:
-            if _failure(item):
+            if self._failure(item):
                 _end(writer, item.nodeid)
         os._exit(0)
 
@@ -245,14 +257,3 @@ def _end(writer: int, what: str) -> NoReturn:
 def _all_of(reader: int) -> str:
     with os.fdopen(reader, encoding="utf-8") as file:
         return file.read()
-
-
-def _failure(item: Any) -> str:
-    """Run a test with fixtures of its own; how it failed, or nothing."""
-    from _pytest.runner import runtestprotocol
-
-    item._initrequest()
-    for report in runtestprotocol(item, log=False, nextitem=None):
-        if report.failed:
-            return str(report.longrepr) or "failed"
-    return ""

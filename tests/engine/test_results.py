@@ -99,7 +99,10 @@ def test_curves_and_the_selected_model_where_it_is_not_the_last(
             shown.append((pooled, options))
 
     monkeypatch.setattr(simulation, "best", simulation.scored * 0)
-    selected = summarise(simulation, Log())["val_selected"]
+    monkeypatch.setattr(simulation, "trained", [True, False, True, True])
+    result = summarise(simulation, Log())
+    selected = result["val_selected"]
+    assert result["not_trained"] == [simulation.dataset.classes[1]]
     ((probability, truth), options), evaluator = shown[0], simulation.evaluator
     np.testing.assert_array_equal(probability, evaluator.predict_each(simulation.scored, TEST)[0])
     np.testing.assert_array_equal(truth, evaluator.truth_of(TEST))
