@@ -6,7 +6,6 @@ import numpy as np
 
 MISSING, OBSERVED, CORRECTED, PSEUDO = range(4)
 UNCERTAIN_TARGET = 0.5
-STATUS_NAMES = ("missing", "observed", "corrected", "pseudo")
 
 
 class LabelState:

@@ -289,12 +289,6 @@ def tag_of(column: str) -> str:
     return f"cost/{column}" if column.startswith(COSTS) else f"run/{column}"
 
 
-def column_of(tag: str) -> str:
-    """Return the column of a tag: the inverse of :func:`tag_of`."""
-    group, _, name = tag.partition("/")
-    return f"{group}_{name}" if group in GROUPS else name
-
-
 def settings_table(settings: Mapping[str, object], defaults: Mapping[str, object]) -> str:
     """Return a Markdown table of settings, nested ones as ``outer.inner``.
 

@@ -198,7 +198,7 @@ def _against(given: np.ndarray, present: np.ndarray, drawn: np.ndarray) -> np.nd
 def _ranks(loss: np.ndarray, known: np.ndarray) -> np.ndarray:
     """(n,) in [0, 1): the rank of the mean loss over the cells that are known."""
     mean = loss / np.maximum(known.sum(axis=1), 1)
-    return np.asarray(mean.argsort(kind="stable").argsort() / max(len(mean), 1))
+    return np.asarray(mean.argsort(kind="stable").argsort() / len(mean))
 
 
 def _loss(logits: np.ndarray, label: np.ndarray) -> np.ndarray:

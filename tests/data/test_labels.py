@@ -119,12 +119,45 @@ def test_state_returns_to_the_same_bits(
     assert set(state) == {"target", "weight", "status"}
 
 
+@pytest.mark.parametrize("name", ["target", "weight", "status"])
+@pytest.mark.parametrize("shape", [(1, 2), (2, 3), (3, 2), (1, 1)])
+def test_a_state_of_other_images_or_classes_is_refused(name: str, shape: tuple[int, int]) -> None:
+    """Also one whose rows could be spread over all images."""
+    labels = LabelState(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=name):
+        labels.load_state(labels.state() | {name: np.zeros(shape, np.float32)})
+
+
+def test_uncertain_cells_start_from_a_half_and_are_guesses() -> None:
+    labels = LabelState(np.array([[1, NAN, NAN]]))
+    labels.soften(np.array([[True, True, False]]))
+    assert labels.target.tolist() == [[1, 0.5, 0]]
+    assert labels.weight.tolist() == [[1, 1, 0]]
+    assert labels.status.tolist() == [[OBSERVED, PSEUDO, MISSING]]
+
+
+def test_a_weight_of_zero_takes_a_guess_back() -> None:
+    labels = LabelState(np.array([[NAN, 1.0]]))
+    for weight, status in ((0.5, PSEUDO), (0.0, MISSING)):
+        labels.correct(np.ones((1, 2), bool), np.ones((1, 2)), weight=weight)
+        assert labels.status.tolist() == [[status, OBSERVED]]
+
+
+def test_a_value_counts_as_observed_at_the_precision_of_labels() -> None:
+    """Float64 values and weights are rounded first, and only then compared and checked."""
+    labels = LabelState(np.array([[0.1, 0.0]], np.float32))
+    labels.correct(np.ones((1, 2), bool), np.array([[0.1, 1 + 1e-12]]), weight=1 + 1e-12)
+    assert labels.status.tolist() == [[OBSERVED, CORRECTED]]
+    assert labels.target.tolist() == [[np.float32(0.1), 1]]
+
+
 def test_the_oracle_tells_truth_and_noise_of_known_cells() -> None:
     true = np.array([[1, 0, NAN], [1, 1, 0]], np.float32)
     noisy = np.array([[0, 0, 1], [1, NAN, 0]], np.float32)
-    oracle = Oracle(true, noisy)
+    oracle = Oracle(true.astype(np.float64), noisy.astype(np.float64))
     rows = np.array([1, 0])
     np.testing.assert_array_equal(oracle.true(rows), true[rows])
+    assert oracle.true(rows).dtype == np.float32
     assert oracle.noise(rows).tolist() == [[False, False, False], [True, False, False]]
     true[:] = 0
     assert oracle.true(np.array([1])).tolist() == [[1, 1, 0]]

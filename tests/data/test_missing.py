@@ -118,6 +118,8 @@ def test_values_out_of_range_are_named(missing):
 
 def test_a_share_that_rounds_to_nothing_is_reported(caplog):
     with caplog.at_level(logging.WARNING, logger="fednml"):
+        assert [hidden_count(share, 8) for share in (0.0, 0.5)] == [0, 4]
+        assert not caplog.text
         assert hidden_count(0.01, 8) == 0
     assert "no label is hidden" in caplog.text
 
@@ -259,6 +261,14 @@ def test_nearly_all_images_leave_one_a_client():
     assert [seen[in_turn(12) == k].any(axis=1).sum() for k in range(3)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("clients", [1, 2, 3])
+@pytest.mark.parametrize("missing_type", ["cells", "images"])
+def test_of_a_single_class_each_client_keeps_a_label(clients, missing_type):
+    client = in_turn(12, clients)
+    seen = visible(np.zeros((12, 1)), client, missing=0.9999, missing_type=missing_type)
+    assert [seen[client == k].sum() for k in range(clients)] == [1] * clients
+
+
 def test_positive_only_hides_every_negative():
     labels = random_labels(600)
     seen = visible(labels, in_turn(600), missing=1.0, missing_type="positive_only")
@@ -315,3 +325,53 @@ def test_an_amount_that_hides_nothing_is_reported(missing_type, caplog):
     with caplog.at_level(logging.WARNING, logger="fednml"):
         visible(np.ones((4, 2)), in_turn(4, 2), missing=0.001, missing_type=missing_type)
     assert "hides no label" in caplog.text
+
+
+@pytest.mark.parametrize("missing_type", sorted(MISSING_TYPES))
+def test_an_amount_that_hides_something_or_is_nothing_is_not_reported(missing_type, caplog):
+    with caplog.at_level(logging.WARNING, logger="fednml"):
+        for missing in (0, 0.0, 0.5):
+            visible(random_labels(40), in_turn(40), missing=missing, missing_type=missing_type)
+    assert not caplog.text
+
+
+def test_unknown_labels_are_taken_for_negative():
+    """As in a dry run: of each class and client one cell stays."""
+    seen = visible_cells(
+        in_turn(30),
+        classes=6,
+        clients=3,
+        missing=1.0,
+        missing_type="positive_only",
+        data_seed=1,
+    )
+    assert (seen.sum(axis=0) >= 1).all()
+    assert seen.sum() <= 6 + 3
+
+
+def test_a_class_that_would_stay_nowhere_keeps_a_positive_and_a_blank_one_nothing():
+    labels = np.array([[1, 1, 1, np.nan], [0, 0, 0, np.nan], [0, 0, 0, np.nan]], np.float32)
+    seen = visible(labels, in_turn(3, 1), missing=1.0, missing_type="single_positive")
+    assert seen.tolist() == [[True, True, True, False], [False] * 4, [False] * 4]
+
+
+def test_a_count_may_be_all_that_the_smallest_client_can_hide():
+    client = np.repeat([0, 1], [3, 10])
+    labels = random_labels(13)
+    visible(labels, client, missing=3, missing_type="positive_only")
+    with pytest.raises(UserError, match="of client 0 at most 3 of 3 images can be hidden"):
+        visible(labels, client, missing=4, missing_type="positive_only")
+
+
+@pytest.mark.parametrize("missing_type", sorted(MISSING_TYPES))
+def test_a_client_without_an_image_is_no_trouble(missing_type):
+    seen = visible_cells(
+        in_turn(20, 2),
+        classes=6,
+        clients=3,
+        missing=0.5,
+        missing_type=missing_type,
+        data_seed=1,
+        labels=random_labels(20),
+    )
+    assert seen.any() and not seen.all()

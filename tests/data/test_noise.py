@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from utils_.errors import UserError
 from utils_.noise import NOISE_TYPES, TrainingLabels, add_noise, flip
-from utils_.noise.paper import paper_affinity, select
+from utils_.noise.paper import _draw_classes, paper_affinity, select
 from utils_.rng import derive
 
 REAL_TYPES = sorted(set(NOISE_TYPES) - {"none"})
@@ -356,3 +356,49 @@ def test_flip_takes_separate_rates():
     assert abs(added.mean() - 0.5) < 0.04
     omitted = flip(training, 1.0, false_positive=0.0)
     assert not omitted.any()
+
+
+@pytest.mark.parametrize("noise_type", sorted(NOISE_TYPES))
+def test_without_a_training_row_nothing_changes(noise_type: str) -> None:
+    labels = multi_label(5)
+    assert same(noisy_labels(labels, np.full(5, -1), noise_type=noise_type), labels)
+
+
+@pytest.mark.parametrize(
+    ("noise_type", "rate", "told"),
+    [
+        *(("flip", 0.9, False), ("flip", 1e-9, True), ("flip", 0.0, False), ("none", 1.0, False)),
+        ("symmetric", np.array([0, 1e-9]), True),
+    ],
+)
+def test_noise_that_changes_no_label_is_reported(noise_type, rate, told, caplog) -> None:
+    """Blanks are no change; a rate of 0 and no noise are what was asked for."""
+    labels = multi_label(40)
+    labels[:, 1] = np.nan
+    client = np.arange(40) % 2
+    with caplog.at_level("WARNING", logger="fednml"):
+        noisy_labels(labels, client, noise_type=noise_type, rate=rate)
+    assert ("changes no label" in caplog.text) == told
+
+
+def test_without_a_positive_anywhere_all_classes_are_as_likely() -> None:
+    training = all_rows(np.zeros((30, 5), np.float32))
+    drawn = training.draw("paper/s", lambda rng: rng.dirichlet(np.full(5, 0.1), 30))
+    np.testing.assert_allclose(paper_affinity(training), 0.7 * drawn + 0.3 / 5)
+
+
+def test_frequencies_are_those_among_known_cells() -> None:
+    """Of a class that is known in one image too: its share is 1, that of the other 1 / 4."""
+    labels = np.array([[np.nan, 1], [1, 0], [np.nan, 0], [np.nan, 0]], np.float32)
+    training = all_rows(labels)
+    s = training.draw("paper/s", lambda rng: rng.dirichlet(np.full(2, 0.1), 4))
+    s = s + 0.5 * (labels == 1)
+    s /= s.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(paper_affinity(training), 0.7 * s + 0.3 * np.array([0.8, 0.2]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_more_classes_are_drawn_than_there_is_a_chance_for() -> None:
+    chance = np.array([[0.5, 0, 0], [0.2, 0.3, 0.5], [0, 0, 0]])
+    drawn = _draw_classes(chance, np.array([2, 2, 2]), np.zeros((3, 3)))
+    assert drawn.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]

@@ -23,7 +23,7 @@ from utils_.noise import (
     reader_profile,
     reader_rates,
 )
-from utils_.noise.cells import CONFUSABLE, flip_cells, partners
+from utils_.noise.cells import CONFUSABLE, balance, flip_cells, partners
 from utils_.noise.instance import _features, image_features
 from utils_.noise.reader import MORE_READS, PRIOR_READS, READS
 
@@ -422,7 +422,8 @@ def test_the_same_rate_is_that_rate_to_the_bit():
 
 def test_linear_goes_from_the_lowest_to_the_rate():
     assert rates_of("linear", clients=5) == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
-    assert rates_of("linear", clients=1) == pytest.approx([0.6])
+    assert rates_of("linear", clients=2, lowest=0) == pytest.approx([0, 0.6])
+    assert rates_of("linear", clients=1, rate=1.0) == pytest.approx([1])
 
 
 def test_uniform_and_bernoulli_have_their_distribution():
@@ -444,6 +445,8 @@ def test_more_clients_keep_the_rates_of_the_first():
 
 def test_no_noisy_client_is_reported(caplog):
     with caplog.at_level(logging.WARNING, logger="fednml"):
+        assert 0 < (rates_of("bernoulli") > 0).sum() < 6
+        assert not caplog.text
         rates_of("bernoulli", noisy_share=0.0)
     assert "no client is noisy" in caplog.text
 
@@ -456,9 +459,31 @@ def test_no_noisy_client_is_reported(caplog):
         ({"lowest": math.nan}, "--noise-low nan"),
         ({"rate": 1.2}, r"--noise 1\.2"),
         ({"noisy_share": -0.1}, r"--noisy-share -0\.1"),
+        ({"noisy_share": 1.5}, r"--noisy-share 1\.5"),
     ],
 )
 def test_impossible_client_rates_are_named(changes, message):
     kind = changes.pop("kind", "uniform")
     with pytest.raises(UserError, match=message):
         rates_of(kind, **changes)
+
+
+def test_balance_is_positives_a_negative_and_at_most_one():
+    """Columns of no positive, as many as negatives, one negative, no negative, and blanks."""
+    labels = np.array(
+        [[0, 1, 1, 1, 1], [0, 1, 1, 1, np.nan], [0, 0, 1, 1, 0], [0, 0, 0, 1, 0]], np.float32
+    )
+    labels[:2, 2] = [1, np.nan]  # one positive beside one negative is left
+    labels[2, 2] = np.nan
+    assert balance(all_rows(labels)).tolist() == [0, 1, 1, 1, 0.5]
+
+
+def test_the_only_positive_of_a_class_moves_as_often_as_others():
+    """Its rank among itself is luck alone."""
+    labels = np.zeros((3, 2), np.float32)
+    labels[1, 0] = 1
+    moved = [
+        add_noise(labels, zeros(3), rate=0.4, noise_type="instance", data_seed=seed)[1, 0] == 0
+        for seed in range(400)
+    ]
+    assert abs(np.mean(moved) - 0.4) < 0.13  # five standard errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,15 @@ def test_spreadsheet_numbers_and_minus_one_are_understood(tmp_path):
     assert scenario.client.tolist() == [0, 0, 1, 1, 0, 0, 1, 1, -1, -1, -1, -1]
 
 
+def test_names_that_a_sheet_spells_as_text_are_understood(tmp_path):
+    """Beside names that stand there as they are, one of them with such an apostrophe of its own."""
+    dataset = replace(small(), files=("=1.png", "'+2.png", *(f"{i}.png" for i in range(2, 12))))
+    rows = small_rows()
+    rows[1][0], rows[2][0] = "'=1.png", "'+2.png"
+    scenario = from_file(written(tmp_path / "a.csv", rows), dataset)
+    assert scenario.client.tolist() == [0, 0, 1, 1, 0, 0, 1, 1, -1, -1, -1, -1]
+
+
 def changed(line: int, column: int, text: str) -> Callable[[Rows], Rows]:
     def change(rows: Rows) -> Rows:
         rows[line - 1][column] = text
@@ -125,6 +135,7 @@ MISTAKES = {
     "negative client": (changed(6, 2, "-1"), "line 6: client '-1'"),
     "odd digit": (changed(6, 2, "²"), "line 6: client '²'"),
     "huge client": (changed(6, 2, "9" * 30), "line 6: client '999"),
+    "client of ten digits": (changed(6, 2, "1" * 10), "line 6: client '1111111111'"),
     "more clients": (changed(6, 2, "2"), "line 6: the highest client is 2, .* use --clients 3"),
     "fewer clients": (
         lambda rows: [[*r[:2], "0" if r[2] else ""] if i else r for i, r in enumerate(rows)],

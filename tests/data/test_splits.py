@@ -14,7 +14,14 @@ from src.config import Config
 from utils_.datasets.base import TEST, TRAIN, UNASSIGNED, VAL
 from utils_.errors import UserError
 from utils_.rng import derive
-from utils_.splits import MIN_IMAGES, SPLITS, Deal, TrainingGroups, assign_clients, cut_parts
+from utils_.splits import (
+    MIN_IMAGES,
+    SPLITS,
+    Deal,
+    TrainingGroups,
+    assign_clients,
+    cut_parts,
+)
 from utils_.splits.base import dirichlet_shares, primary_class
 from utils_.splits.skewed import _which_classes
 
@@ -216,6 +223,24 @@ def test_patients_that_the_files_spread_are_reported_and_not_spread_further(capl
 
 
 @pytest.mark.parametrize(
+    ("option", "groups", "said"),
+    [
+        ("test", [0], "--test-share 0.2 cannot be cut: there is 1 image; add images"),
+        ("val", [0], "there is 1 image; add images or use --val-share 0"),
+        ("test", [4, 4], "the 2 images are of one patient, or of such as are in other parts too; "),
+        ("val", [4, 4], "too; check the ids of the patients or use --val-share 0"),
+    ],
+)
+def test_why_nothing_can_be_cut_is_told(option, groups, said):
+    """Only a test part cannot be done without."""
+    shares = {"val_share": 0, "test_share": 0} | {f"{option}_share": 0.2}
+    with pytest.raises(UserError) as caught:
+        cut(unassigned(len(groups)), np.array(groups), **shares)
+    assert said in str(caught.value)
+    assert ("or use" in str(caught.value)) == (option == "val")
+
+
+@pytest.mark.parametrize(
     ("changes", "images", "message"),
     [
         ({"val_share": 1.0}, 10, "--val-share 1.0"),
@@ -254,6 +279,28 @@ def test_impossible_splits_are_named(changes, message):
         deal(random_labels(40, 3), **changes)
 
 
+@pytest.mark.parametrize(
+    ("groups", "clients", "said"),
+    [
+        (None, 7, "the 6 images left for training; use --clients 6"),
+        ([0, 0, 1, 1, 2, 2], 6, "the 3 patients or lesions (of 6 images) left for training; check"),
+        ([0, 0, 1, 1, 2, 2], 7, "the 3 patients or lesions (of 6 images) left for training; check"),
+    ],
+)
+def test_too_many_clients_are_told_what_there_is(groups, clients, said):
+    groups = None if groups is None else np.array(groups)
+    with pytest.raises(UserError) as caught:
+        deal(np.zeros((6, 1)), groups=groups, clients=clients)
+    assert said in str(caught.value)
+
+
+def test_who_holds_no_image_of_train_is_minus_one():
+    part = np.array([TRAIN, TEST, VAL, TRAIN], np.uint8)
+    client = assign(part, None, np.zeros((4, 1)), None, split="iid", clients=1, data_seed=1)
+    assert client.tolist() == [0, -1, -1, 0]
+    assert client.dtype == np.int32
+
+
 def test_no_training_image_left():
     part = np.full(5, TEST, np.uint8)
     with pytest.raises(UserError, match="no training image"):
@@ -266,24 +313,32 @@ def test_sites_are_clients_in_alphabetical_order():
     assert client.tolist() == [2, 0, 2, 1]
 
 
-def test_a_patient_at_two_sites_goes_where_most_images_are():
-    sites, groups = np.array(["a", "b", "b", "a", "a"]), np.array([0, 0, 0, 1, 1])
-    client = deal(np.zeros((5, 2)), split="site", clients=2, sites=sites, groups=groups)
-    assert client.tolist() == [1, 1, 1, 0, 0]
+@pytest.mark.parametrize(
+    ("third", "told"), [("a", "1 patients or lesions with several"), ("b", "")]
+)
+def test_a_patient_at_two_sites_goes_where_most_images_are(third, told, caplog):
+    sites = np.array([third, "b", "b", "a", "a", "b", "b"])
+    groups = np.array([0, 0, 0, 1, 1, 2, 2])
+    with caplog.at_level(logging.WARNING, logger="fednml"):
+        client = deal(np.zeros((7, 2)), split="site", clients=2, sites=sites, groups=groups)
+    assert client.tolist() == [1, 1, 1, 0, 0, 1, 1]
+    assert told in caplog.text and bool(told) == bool(caplog.text)
 
 
-def test_primary_class_is_the_rarest_positive_of_the_group():
-    """Against a plain loop over groups and classes."""
-    labels = random_labels(200, 6, seed=3)
+@pytest.mark.parametrize("classes", [6, 40])
+def test_primary_class_is_the_rarest_positive_of_the_group(classes):
+    """Against a plain loop over groups and classes; of equally rare ones the first."""
+    labels = random_labels(200, classes, seed=3, rate=1.2 / classes)
     labels[::7, 2] = np.nan
     index = np.unique(np.random.default_rng(0).integers(0, 90, 200), return_inverse=True)[1]
     groups = TrainingGroups(index, np.bincount(index), labels, None)
     count = len(groups.sizes)
-    positive = [{c for c in range(6) if (labels[index == g, c] == 1).any()} for g in range(count)]
-    rarity = [sum(c in found for found in positive) for c in range(6)]
-    expected = [min(found, key=lambda c: (rarity[c], c), default=6) for found in positive]
+    every = range(classes)
+    positive = [{c for c in every if (labels[index == g, c] == 1).any()} for g in range(count)]
+    rarity = [sum(c in found for found in positive) for c in every]
+    expected = [min(found, key=lambda c: (rarity[c], c), default=classes) for found in positive]
     assert primary_class(groups).tolist() == expected
-    assert 6 in expected
+    assert classes in expected
 
 
 @pytest.mark.parametrize("alpha", [0.05, 1.0, 20.0])

@@ -294,3 +294,25 @@ def test_without_validation_there_are_no_tuned_metrics(dataset):
     trace = simulate(make_config("fedavg", rounds=2), dataset, make_scenario(dataset))
     assert not [name for row in trace.simulation.history for name in row if "tuned" in name]
     assert not [name for name in trace.result["last5"] if "tuned" in name]
+
+
+def test_one_half_is_a_finding_and_neighbouring_numbers_are_no_ties() -> None:
+    truth = np.array([[1.0, 1], [0, 0], [1, 1]])
+    after = np.nextafter(np.float32(0.25), np.float32(1))
+    probability = np.array([[0.5, after], [0.4, 0.25], [0.5, after]], np.float32)
+    scores = multilabel_metrics(probability, truth)
+    assert scores.per_class["recall"].tolist() == [1, 0]
+    assert scores.per_class["auroc"].tolist() == [1, 1]
+    assert multilabel_metrics(probability.astype(float), truth).per_class["recall"][0] == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_neighbouring_numbers_of_positives_are_two_thresholds(dtype: type) -> None:
+    """At and above them lie 1 of 2 and 2 of 3; were they one, both would count 2 of 3."""
+    first = np.array([0.25], dtype)
+    for _ in range(2):  # of either parity
+        after = np.nextafter(first, dtype(1))
+        probability = np.stack([np.array([0.9], dtype), after, first])
+        scores = multilabel_metrics(probability, np.array([[0.0], [1], [1]]))
+        assert scores.per_class["ap"].tolist() == pytest.approx([7 / 12])
+        first = after

@@ -13,8 +13,12 @@ from src.simulation import build_model
 from utils_.review import Review, cleanlab_scores, has_cleanlab, review_cells, review_images
 from utils_.rng import derive, derive_seed
 from utils_.suspects import (
+    _calibrate,
+    _loss,
+    _ranks,
     doubt_images,
     doubt_labels,
+    doubt_share,
     log_odds_of,
     mixture_share,
     second_look,
@@ -118,6 +122,99 @@ def test_doubt_grows_with_evidence_and_with_the_share() -> None:
     doubt = doubt_images(log_odds, 0.4)
     assert (np.diff(doubt) > 0).all() and ((doubt > 0) & (doubt < 1)).all()
     assert (doubt_images(log_odds, 0.6) > doubt).all()
+
+
+def test_golden_doubts() -> None:
+    """Of five images: right, one wrong, all wrong, half blank, and nothing known."""
+    given = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [1, np.nan, 0], [np.nan] * 3])
+    probability = np.array([[0.9, 0.2, 0.1], [0.8, 0.1, 0.3], [0.95, 0.05, 0.2], [0.7, 0.5, 0.4]])
+    probability = np.vstack([probability, [0.5, 0.5, 0.5]])
+    evidence = weigh_labels(probability, given)
+    doubt = doubt_labels(probability, given)
+    assert evidence.before == pytest.approx([0.16, 0.48, 0.64, 0.32, 0.0])
+    assert evidence.drawn == pytest.approx([0.683326, 0.747961, 0.316674], abs=1e-6)
+    assert evidence.log_odds == pytest.approx(
+        [-0.873337, 0.417776, 1.28687, 0.037463, 0.0], abs=1e-5
+    )
+    assert doubt.image == pytest.approx([0.17045, 0.462716, 0.648499, 0.337233, 0.172971], abs=1e-5)
+    assert doubt.present[:2].ravel() == pytest.approx(
+        [0.761354, 0.529155, 0.213778, 0.709225, 0.462136, 0.298313], abs=1e-5
+    )
+    against = np.abs(given - doubt.present)
+    np.testing.assert_allclose(doubt.wrong, doubt.image[:, None] * against)
+    np.testing.assert_allclose(doubt.suspicion, np.sqrt(doubt.image)[:, None] * against)
+
+
+def test_golden_share_of_strangers() -> None:
+    """Images change places with those of equally many positives, five times."""
+    _, given, probability = federation(images=1500)
+    assert strangers(probability, given) == pytest.approx(0.21068938807126258, abs=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.4, 0.97, 1.0])
+def test_doubts_of_a_known_share_have_it_as_their_mean(share: float) -> None:
+    log_odds = derive(7, "share").normal(-1, 3, 200)
+    found = doubt_share(log_odds, share)
+    assert found.mean() == pytest.approx(share, abs=1e-9)
+    if share in (0, 1):
+        assert (found == share).all()
+    else:  # one shift for all
+        odds = np.log(found / (1 - found)) - log_odds
+        np.testing.assert_allclose(odds, odds[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_share_is_met_however_far_the_evidence_lies_apart(sign: int) -> None:
+    found = doubt_share(sign * np.array([200.0, 300.0, 301.0]), 0.4)
+    assert found.mean() == pytest.approx(0.4)
+
+
+def test_nothing_is_taken_for_certain() -> None:
+    """Probabilities keep 1e-4 off 0 and 1, whatever predictions and labels say."""
+    ends = np.array([1e-4, 1 - 1e-4])
+    assert log_odds_of(np.array([0.0, 1.0])) == pytest.approx(np.log(ends / (1 - ends)))
+    assert second_look(np.array([0.0, 1.0])) == pytest.approx(ends * np.log(ends / (1 - ends)))
+    given = np.tile([0.0, 1.0], (60, 1))
+    evidence = weigh_labels(given, given)
+    assert evidence.present == pytest.approx(np.tile(ends, (60, 1)))
+    assert evidence.drawn == pytest.approx(ends)
+
+
+def test_the_scale_of_logits_is_bounded() -> None:
+    label = np.tile([0.0, 1.0], (100, 1))
+    logits = np.where(label == 1, 1.0, -1.0)
+    assert _calibrate(logits, label, np.ones_like(label))[0] == 2
+    assert _calibrate(-logits, label, np.ones_like(label))[0] == 0.3
+
+
+def test_ranks_are_those_of_the_mean_loss_of_what_is_known() -> None:
+    known = np.array([[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 0]], bool)
+    assert _ranks(np.array([3, 1.5, 1.2, 0]), known).tolist() == [0.5, 0.75, 0.25, 0]
+    equal = _ranks(np.tile([1.0, 0.0], 200), np.ones((400, 1), bool))
+    assert equal[1::2].tolist() == [place / 400 for place in range(200)]
+    loss = _loss(np.array([1.0, -2.0]), np.array([1.0, 0.0]))
+    assert loss == pytest.approx([np.log1p(np.exp(-1)), np.log1p(np.exp(-2))])
+
+
+def test_doubt_of_images_goes_half_of_the_way() -> None:
+    """By its equation: the share is met by the mean of the doubts that follow from it."""
+    log_odds, share = np.array([-2.0, 0.5, 3.0]), 0.3
+
+    def doubts(one: float) -> np.ndarray:
+        odds = one / (1 - one) * np.exp(log_odds)
+        return odds / (1 + odds)
+
+    expected = doubts((share + doubts(share).mean()) / 2)
+    np.testing.assert_allclose(doubt_images(log_odds, share), expected)
+
+
+def test_twenty_images_with_a_positive_are_enough_for_an_estimate() -> None:
+    _, given, probability = federation(images=60)
+    given[:, 0] = 0
+    for count, known in ((19, False), (20, True)):
+        given[:] = 0
+        given[:count, 1] = 1
+        assert np.isfinite(strangers(probability, given)) == known
 
 
 @pytest.mark.parametrize("images", [1, 2])

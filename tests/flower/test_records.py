@@ -94,6 +94,10 @@ def npy(header: str, body: bytes = b"") -> bytes:
 HUGE = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (9999999, 9999999)}")
 CODE = npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"\x80\x04N.")
 BACKWARDS = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}", b"abcd")
+ALL_BACKWARDS = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, -1, -1)}", b"8 bytes.")
+LATER = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", b"abcd").replace(
+    b"\1", b"\2", 1
+)
 TOO_SHORT = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", b"abcd")
 
 
@@ -104,6 +108,8 @@ TOO_SHORT = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", b"abc
         (TOO_SHORT, "not as long"),
         (CODE, "instead of numbers"),
         (BACKWARDS, "not as long"),
+        (ALL_BACKWARDS, "not as long"),
+        (LATER, "cannot be read"),
         (b"", "cannot be read"),
         (b"PK\x03\x04 a zip file", "cannot be read"),
         (npy("{'descr': '<f4'"), "cannot be read"),
@@ -113,6 +119,12 @@ TOO_SHORT = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", b"abc
 def test_arrays_that_are_not_what_they_claim(data: bytes, problem: str) -> None:
     record = ArrayRecord({"a": Array("float64", (2, 2), "numpy.ndarray", data)})
     with pytest.raises(BadRecord, match=f"'a'.*{problem}"):
+        unpack(record)
+
+
+def test_an_array_of_another_framework() -> None:
+    record = ArrayRecord({"a": Array("float64", (1,), "torch.tensor", Array(np.zeros(1)).data)})
+    with pytest.raises(BadRecord, match="'a' cannot be read"):
         unpack(record)
 
 
@@ -130,7 +142,10 @@ def changed(name: str, value: object) -> RecordDict:
         (changed("client", True), "does not say its 'client'"),
         (changed("samples", float("nan")), "number of images is nan"),
         (changed("samples", float("inf")), "number of images is inf"),
+        (changed("client", 2.0), "does not say its 'client'"),
         (changed("samples", -3), "number of images is -3"),
+        (changed("samples", 0), "number of images is 0"),
+        (changed("samples", 2.0**53), "number of images is 9007199254740992"),
         (RecordDict({**good(), "head": ArrayRecord()}), "lacks the record 'head'"),
         (RecordDict({**good(), "logs": ConfigRecord()}), "lacks the record 'logs'"),
         (RecordDict({**good(), "model": ArrayRecord()}), "its model is no vector"),
@@ -150,3 +165,14 @@ def test_a_list_among_the_logs() -> None:
     records["logs"]["loss"] = [1.0, 2.0]
     with pytest.raises(BadRecord, match="its log 'loss' is no number"):
         to_report(records)
+
+
+def test_any_number_of_images_that_a_float_can_count() -> None:
+    assert to_report(changed("samples", 2**53 - 1)).samples == 2**53 - 1
+
+
+def test_a_round_is_a_whole_number() -> None:
+    records = from_broadcast(Broadcast(3, torch.zeros(4), {}))
+    head(records)["round"] = 1.5
+    with pytest.raises(BadRecord, match="does not say its 'round'"):
+        to_broadcast(records)

@@ -14,13 +14,17 @@ from hypothesis.extra.numpy import arrays
 
 from src.losses import (
     asymmetric,
+    both_sides,
+    divergence,
     early_learning_penalty,
+    entropy,
     focal,
     generalised_cross_entropy,
     known_share_weight,
     label_margin,
     largest,
     masked_bce,
+    mixed_logits,
     partial_mean,
     ramp,
     symmetric_cross_entropy,
@@ -241,6 +245,9 @@ def test_detaching_the_focus_keeps_the_value_and_changes_the_gradient() -> None:
         loss.backward()
         results.append((loss.item(), logits.grad))
     assert results[0][0] == results[1][0]
+    logits = torch.tensor([[0.3, 2.0]], requires_grad=True)
+    asymmetric(logits, torch.tensor([[1.0, 0.0]]), **numbers).sum().backward()
+    assert torch.equal(logits.grad, results[0][1]), "it is not detached unless asked for"
     p = sigmoid(0.3)
     assert results[1][1][0, 0].item() == pytest.approx(-((1 - p) ** 2), rel=1e-5)
     assert not torch.allclose(results[0][1], results[1][1])
@@ -293,6 +300,12 @@ def test_early_learning_penalty_by_hand() -> None:
     assert found[0, 1].item() == 0, "nothing remembered, nothing asked"
 
 
+def test_both_sides_are_kept_off_their_ends() -> None:
+    found = both_sides(torch.tensor([[-50.0, 0.0, 50.0]]))
+    expected = torch.tensor([[[1e-4, 0.5, 1 - 1e-4]], [[1 - 1e-4, 0.5, 1e-4]]])
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("share", "gamma", "golden"),
     [
@@ -333,3 +346,42 @@ def test_the_largest_are_exactly_so_many() -> None:
     ]:
         found = largest(values, candidates, count)
         assert [tuple(cell) for cell in found.nonzero().tolist()] == expected
+    many = largest(torch.ones(20, 10), torch.ones(20, 10, dtype=torch.bool), 5)
+    assert many.flatten().nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+# ---- two-valued distributions
+
+
+def entropy_of(p: float) -> float:
+    return -sum(x * math.log(x) for x in (p, 1 - p) if x)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LOGITS, LOGITS, st.sampled_from([0.0, 0.1, 0.5, 0.8, 1.0]))
+def test_mixtures_against_probabilities(one: np.ndarray, other: np.ndarray, share: float) -> None:
+    """In float64, since the probabilities of large logits are near 1."""
+    first, second = (torch.from_numpy(array).double() for array in (one, other))
+    found = mixed_logits(first, second, share)
+    expected = share * first.sigmoid() + (1 - share) * second.sigmoid()
+    torch.testing.assert_close(found.sigmoid(), expected, rtol=1e-9, atol=1e-12)
+    rest = share * (-first).sigmoid() + (1 - share) * (-second).sigmoid()
+    torch.testing.assert_close((-found).sigmoid(), rest, rtol=1e-9, atol=1e-12)
+
+
+def test_mixtures_of_extremes_are_finite_and_of_one_share_exact() -> None:
+    one, other = torch.tensor([1e4, -1e4, 0.1]), torch.tensor([-1e4, -1e4, 0.7])
+    torch.testing.assert_close(mixed_logits(one, other, 0.5)[:2], torch.tensor([0.0, -1e4]))
+    assert mixed_logits(one, other, 1) is one
+    assert mixed_logits(one, other, 0) is other
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.5, 0.5), (0.9, 0.2), (0.01, 0.99), (0.3, 0.3)])
+def test_entropy_and_divergence_by_their_definition(p: float, q: float) -> None:
+    one, other = (torch.tensor([logit(x)], dtype=torch.float64) for x in (p, q))
+    assert entropy(torch.cat((one, other))).tolist() == pytest.approx([*map(entropy_of, (p, q))])
+    middle = (p + q) / 2
+    distances = [
+        sum(x * math.log(x / y) for x, y in ((a, middle), (1 - a, 1 - middle))) for a in (p, q)
+    ]
+    assert divergence(one, other).item() == pytest.approx(sum(distances) / 2, abs=1e-9)

@@ -66,11 +66,11 @@ def add_noise(
     """
     if noise_type not in NOISE_TYPES:
         raise UserError(f"--noise-type {noise_type} is unknown; {nearest(noise_type, NOISE_TYPES)}")
-    rates = np.atleast_1d(np.asarray(rate, dtype=np.float64))
+    rates = np.atleast_1d(rate)
     wrong = rates[~((rates >= 0) & (rates <= 1))]
     if len(wrong):
         raise UserError(f"--noise {wrong[0]:g} is out of range; give a rate from 0 to 1")
-    noisy = labels.astype(np.float32, copy=True)
+    noisy = labels.astype(np.float32)
     rows = np.flatnonzero(client >= 0)
     if not rates.any() or not len(rows):
         return noisy

@@ -53,8 +53,9 @@ def client_rates(
         raise UserError(f"--noise {rate} is out of range; give a rate from 0 to 1")
     if not 0 <= noisy_share <= 1:
         raise UserError(f"--noisy-share {noisy_share} is out of range; give a share from 0 to 1")
-    if kind == "same" or rate == 0:
-        return np.full(clients, float(rate))
+    if rate == 0:
+        return np.zeros(clients)
+    lowest = rate if kind == "same" else lowest
     if not 0 <= lowest <= rate:
         raise UserError(
             f"--noise-low {lowest} is out of range: --noise {rate} is the highest rate of a "
@@ -71,12 +72,8 @@ def client_rates(
 Places = tuple[np.ndarray, np.ndarray]
 
 
-def _same(draw: np.ndarray, noisy_share: float) -> Places:
-    return np.ones(len(draw)), np.ones(len(draw), dtype=bool)
-
-
 def _uniform(draw: np.ndarray, noisy_share: float) -> Places:
-    return draw[:, 0], np.ones(len(draw), dtype=bool)
+    return draw[:, 0], np.full(len(draw), True)
 
 
 def _bernoulli(draw: np.ndarray, noisy_share: float) -> Places:
@@ -86,11 +83,11 @@ def _bernoulli(draw: np.ndarray, noisy_share: float) -> Places:
 def _linear(draw: np.ndarray, noisy_share: float) -> Places:
     steps = max(1, len(draw) - 1)
     place = np.arange(len(draw)) / steps if len(draw) > 1 else np.ones(1)
-    return place, np.ones(len(draw), dtype=bool)
+    return place, np.full(len(draw), True)
 
 
 CLIENT_RATES: dict[str, Callable[[np.ndarray, float], Places]] = {
-    "same": _same,
+    "same": _uniform,  # from the rate to the rate
     "uniform": _uniform,
     "bernoulli": _bernoulli,
     "linear": _linear,

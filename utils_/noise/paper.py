@@ -106,6 +106,6 @@ def _draw_classes(chance: np.ndarray, size: np.ndarray, gumbel: np.ndarray) -> n
         key = np.log(chance) + gumbel
     size = np.minimum(size, (chance > 0).sum(axis=1))
     order = np.argsort(-key, axis=1)
-    drawn = np.zeros(chance.shape, dtype=np.float32)
+    drawn = np.empty(chance.shape, dtype=np.float32)
     np.put_along_axis(drawn, order, np.arange(chance.shape[1]) < size[:, None], axis=1)
     return drawn

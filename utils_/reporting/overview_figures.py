@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_PANELS = 3
-ATTACK = ("attack", "attackers")
 NAMES = {"noise": "noise rate", "missing": "missing, share or count"}
 
 

@@ -82,7 +82,7 @@ def _check_clients(clients: int, training: TrainingGroups, *, images: int | None
         raise UserError(f"--clients {clients} is out of range; give 1 or more")
     if clients > most:
         what, ids = "images", ""
-        if images is not None and images >= clients:
+        if images is not None:
             what = f"patients or lesions (of {images} images)"
             ids = "check the ids of the patients if there should be more, else "
         raise UserError(

@@ -68,7 +68,7 @@ def dense(groups: np.ndarray | None, images: int) -> np.ndarray:
     """(images,) the groups, numbered 0 .. G-1; if None, every image is one."""
     if groups is None:
         return np.arange(images)
-    return np.unique(groups, return_inverse=True)[1].reshape(-1)
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def training_groups(

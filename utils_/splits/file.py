@@ -48,7 +48,7 @@ def read_split(
     table = read_csv(path)
     names, splits, numbers = (table.column(name) for name in COLUMNS)
     row_of = _rows(table, names, files)
-    new_part, client = np.empty(len(files), np.uint8), np.full(len(files), -1, np.int32)
+    new_part, client = np.empty(len(files), np.uint8), np.empty(len(files), np.int32)
     line = np.empty(len(files), np.int64)
     for row, split, number, place in zip(row_of, splits, numbers, table.lines, strict=True):
         new_part[row] = _part(path, place, split)

@@ -62,10 +62,9 @@ def cut_parts(
 def _follow_fixed(part: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Send unassigned rows to the part that the files fix for another image of their group."""
     followed = part.astype(np.uint8)
-    count = int(groups.max()) + 1 if len(groups) else 0
-    parts_of_group = np.zeros(count, dtype=np.int64)
+    parts_of_group = np.zeros(len(groups), dtype=np.int64)  # there are no more groups than rows
     for fixed in (TRAIN, VAL, TEST):  # the later wins: better to lose training images than to leak
-        has = np.zeros(count, dtype=bool)
+        has = np.zeros(len(groups), dtype=bool)
         has[groups[part == fixed]] = True
         parts_of_group += has
         followed[(part == UNASSIGNED) & has[groups]] = fixed

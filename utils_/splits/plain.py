@@ -41,7 +41,7 @@ def iid(groups: TrainingGroups, deal: Deal) -> np.ndarray:
         dealt.append(client)
     of_group = np.empty(len(order), dtype=np.int64)
     of_group[order] = dealt
-    loads_by_client = np.bincount(of_group, weights=groups.sizes, minlength=deal.clients)
+    loads_by_client = np.bincount(of_group, weights=groups.sizes)  # each client has a group
     _report_uneven(loads_by_client.astype(np.int64))
     return of_group
 
@@ -108,7 +108,7 @@ def sites_of_groups(groups: TrainingGroups) -> tuple[tuple[str, ...], np.ndarray
     """
     assert groups.sites is not None
     names, index = np.unique(groups.sites, return_inverse=True)
-    pairs = groups.index * len(names) + index.reshape(-1)
+    pairs = groups.index * len(names) + index
     counts = np.bincount(pairs, minlength=len(groups.sizes) * len(names)).reshape(-1, len(names))
     several = int(((counts > 0).sum(axis=1) > 1).sum())
     if several:
@@ -116,4 +116,4 @@ def sites_of_groups(groups: TrainingGroups) -> tuple[tuple[str, ...], np.ndarray
             "%d patients or lesions with several sites go to the one with most images", several
         )
     found, of_group = np.unique(counts.argmax(axis=1), return_inverse=True)
-    return tuple(str(name) for name in names[found]), of_group.reshape(-1)
+    return tuple(str(name) for name in names[found]), of_group

@@ -129,7 +129,7 @@ def phi(groups: TrainingGroups, deal: Deal) -> np.ndarray:
     has = _which_classes(deal.clients, len(present), chance=deal.phi, rng=rng)
     of_group = np.empty(len(groups.sizes), dtype=np.int64)
     for c in range(len(present)):
-        holders, members = np.flatnonzero(has[:, c]), np.flatnonzero(index.reshape(-1) == c)
+        holders, members = np.flatnonzero(has[:, c]), np.flatnonzero(index == c)
         shares = dirichlet_shares(len(holders), alpha=alpha, rng=rng)
         of_group[members] = rng.choice(holders, len(members), p=shares)
     enough = enough_images(groups, deal.clients)

@@ -22,7 +22,6 @@ from utils_.errors import UserError
 
 SPARE_BYTES = 100 * 2**20  # so much is left free on the disk
 BLOCK_BYTES = 2**20
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".gz")
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError),
     RuntimeError,  # encrypted, or packed as only later versions know
