@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 LARGEST = 1e15  # of sums of squares of such numbers float32 can hold many
@@ -33,7 +34,7 @@ class Expected:
 
 def all_finite(vector: Tensor, *, most: float = np.inf) -> bool:
     """Whether all values of a (P,) vector are finite, and of at most that size; P is at least 1."""
-    least, largest = (float(end) for end in vector.aminmax())  # both NaN if any value is
+    least, largest = torch.stack(vector.aminmax()).tolist()  # both NaN if any value is
     return math.isfinite(largest - least) and max(largest, -least) <= most
 
 

@@ -186,7 +186,7 @@ def test_the_rivals_are_what_their_rows_show(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    tune, show = (shlex.split(line)[2:] for line in RESULTS if "compare.py" in line)
+    tune, show = (shlex.split(line)[2:] for line in RESULTS if "rivals.yaml" in line)
     assert compare.main([*tune, "--dry-run"]) == 0
     planned = capsys.readouterr()
     assert "120 of 120 runs are in" in planned.err and not planned.out  # the rows are all there
@@ -196,6 +196,18 @@ def test_the_rivals_are_what_their_rows_show(
     lines = [line for line in tables.splitlines() if line.startswith("|")]
     assert len(lines) == 2 * (2 + 20)
     assert all(line in page for line in lines)
+
+
+def test_the_rows_of_the_protocol_are_what_the_page_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (line,) = [line for line in RESULTS if "compare.py" in line and "rivals" not in line]
+    assert compare.main(shlex.split(line)[2:]) == 0
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    tables = capsys.readouterr().out.partition("### Ranks")[0]
+    lines = [line for line in tables.splitlines() if line.startswith("| fed")]
+    assert len(lines) >= 2 and all(line in page for line in lines)
 
 
 def test_the_sweep_of_words_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
