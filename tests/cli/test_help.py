@@ -174,8 +174,9 @@ def test_a_dry_run_downloads_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a download was begun")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    # In this order: the first line may import torchvision, which keeps what it finds in torch.hub.
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     monkeypatch.chdir(tmp_path)
     words = ["--preset", "published", "--model", model, "--dry-run"]
     small = ["--image-size", "32", "--train-images", "60", "--test-images", "30"]
