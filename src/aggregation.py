@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from src.messages import ANNOTATED_CELLS, Report
-from utils_.arrays import LARGEST, Expected, all_finite, array_fault
+from utils_.arrays import LARGEST, Expected, array_fault, largest_size
 
 if TYPE_CHECKING:
     from src.models import FlatModel
@@ -118,9 +119,10 @@ def fault(report: Report, frame: Frame) -> str | None:
     model, expected = report.model, frame.model
     if model.shape != expected.shape:
         return f"its model has shape {tuple(model.shape)} instead of {tuple(expected.shape)}"
-    if not all_finite(model):
+    size = largest_size(model)
+    if not math.isfinite(size):
         return "its model holds values that are not finite"
-    if not all_finite(model, most=LARGEST):
+    if size > LARGEST:
         return f"its model holds values beyond {LARGEST:g}, as training that diverges makes"
     variances = [model[place] for place in frame.layout.variances]
     if variances and torch.cat(variances).min() < 0:

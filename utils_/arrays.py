@@ -34,8 +34,14 @@ class Expected:
 
 def all_finite(vector: Tensor, *, most: float = np.inf) -> bool:
     """Whether all values of a (P,) vector are finite, and of at most that size; P is at least 1."""
+    size = largest_size(vector)
+    return math.isfinite(size) and size <= most
+
+
+def largest_size(vector: Tensor) -> float:
+    """The largest absolute value of a (P,) vector, not finite if any is not; P is at least 1."""
     least, largest = torch.stack(vector.aminmax()).tolist()  # both NaN if any value is
-    return math.isfinite(largest - least) and max(largest, -least) <= most
+    return float(max(largest, -least))
 
 
 def array_fault(

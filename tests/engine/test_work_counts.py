@@ -43,7 +43,7 @@ STEPS = TRAINED // BATCH * EPOCHS
 COPIES_A_CLIENT, COPIES_A_ROUND, ALIVE_AT_ONCE = 11, 2, 8  # tensors as long as the model
 # Places of the labels of a batch, draws of the augmentation; and the prior.
 MOVES_A_STEP = {"fedavg": 2, "fednml": 3}
-MOVES_TO_HOST_A_CLIENT = {"fedavg": 5, "fednml": 7}  # three tell whether a model is finite
+MOVES_TO_HOST_A_CLIENT = {"fedavg": 4, "fednml": 6}  # two tell whether a model is finite
 
 
 class Vectors(TorchDispatchMode):
